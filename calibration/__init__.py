@@ -1,0 +1,1 @@
+"""Offline work: fits heads, chooses limits, measures. Imports pipelines, never edge."""

@@ -1,0 +1,1 @@
+"""The running line: capture, inference and alert processes, and the tools around them."""

@@ -1,0 +1,1 @@
+"""Capture: one process per camera turns frames into slots of the ring and announces each part."""

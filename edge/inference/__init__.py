@@ -1,0 +1,1 @@
+"""Inference: one process per GPU turns announced frames into raw scores."""

@@ -1,0 +1,1 @@
+"""Anomaly heads: each turns encoder tokens into raw patch scores."""
