@@ -1,7 +1,7 @@
 """DINO v1, DINOv2, DINOv3 and the compact encoder: the table of names, with each family's differences in one place.
 
-Sources: DINO (Caron et al., 2021), DINOv2 (Oquab et al., 2023), registers (Darcet et al., 2023), DINOv3 (Siméoni et al.,
-2025) and their public code's hub entries.
+Sources: DINO (Caron et al., 2021), DINOv2 (Oquab et al., 2023), registers (Darcet et al., 2023), DINOv3 (Siméoni et
+al., 2025) and their public code's hub entries.
 """
 
 from __future__ import annotations

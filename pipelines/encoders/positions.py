@@ -66,7 +66,7 @@ class SizeTables(nn.Module):
         kept = self._buffers.get(key)
         if kept is not None:
             return kept
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling():
             return make()  # traced tensors must not outlive the trace; call `prepare` first to export a constant
         # A table made under inference_mode could not take part in training a head later.
         with torch.inference_mode(False), torch.no_grad():
@@ -109,7 +109,7 @@ class LearnedPositions(nn.Module):
 
     def _load_from_state_dict(self, *args: object) -> None:
         self.resized.forget()
-        super()._load_from_state_dict(*args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(*args)
 
 
 class RotaryPositions(nn.Module):
@@ -124,7 +124,7 @@ class RotaryPositions(nn.Module):
         self.tables = SizeTables()
 
     def rotation(self, rows: int, cols: int, prefix: int, like: Tensor) -> Tensor:
-        """[2, prefix + rows*cols, head width]: cosines, and sines signed for `rotate`; device and precision of `like`."""
+        """[2, prefix + rows*cols, head width]: cosines, sines signed for `rotate`; device and precision of `like`."""
 
         def make() -> Tensor:
             cos, sin = rotary_table(rows, cols, self.head_width, self.base, self.reference)

@@ -172,7 +172,7 @@ class Encoder(nn.Module):
         return self.config.std
 
     def check_size(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of patches at this size in pixels; ImageError naming the nearest sizes that fit, otherwise."""
+        """(rows, columns) of patches at this size in pixels, or ImageError naming the nearest sizes that fit."""
         patch = self.patch
         if height > 0 and width > 0 and height % patch == 0 and width % patch == 0:
             return height // patch, width // patch
@@ -201,7 +201,7 @@ class Encoder(nn.Module):
             raise ImageError(f"{self.config.name} takes RGB images [B, 3, H, W], not {channels} channels")
         rows, cols = self.check_size(height, width)
         patches = self.patch_embed(images)
-        head = self.cls_token
+        head: Tensor = self.cls_token
         if self.learned is not None:
             position = self.learned.class_position()
             head = head + position
@@ -250,7 +250,7 @@ class Encoder(nn.Module):
         return normed
 
     def taps(self, images: Tensor, blocks: Sequence[int]) -> tuple[Tensor, ...]:
-        """Raw outputs of these 1-based blocks, patch tokens only, no final norm: one [B, N, D] each, in the order asked."""
+        """Raw outputs of these 1-based blocks, patch tokens only, no final norm: [B, N, D] each, in the order asked."""
         outputs = self.run(self.tokens(images), images.shape[-2:], blocks)
         return tuple(output[:, self.prefix :] for output in outputs)
 
