@@ -1,1 +1,13 @@
-"""Anomaly heads: each turns encoder tokens into raw patch scores."""
+"""The detection heads, by the names that bundles and commands use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.heads.base import Head
+from pipelines.heads.foundad import FoundAD
+from pipelines.heads.memory_bank import MemoryBank
+
+HEADS: dict[str, type[Head[Any]]] = {head.name: head for head in (FoundAD, MemoryBank)}
+
+__all__ = ["HEADS", "FoundAD", "Head", "MemoryBank"]
