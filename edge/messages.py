@@ -107,7 +107,11 @@ class ScoreStatus(str, Enum):
 
 
 class RegionScore(_Wire):
-    """Raw score of one region of interest, its limit, and its raw patch scores as float32 [height, width]."""
+    """Raw score of one region of interest, its limit, and its raw patch scores as float32 [height, width].
+
+    `left`, `top`, `right`, `bottom` is the rectangle of the frame that the patches cover, in pixels, the last two
+    exclusive; all 0 is the whole frame.
+    """
 
     name: Name
     score: float = Field(allow_inf_nan=False)
@@ -116,6 +120,10 @@ class RegionScore(_Wire):
     height: Annotated[int, Field(ge=0, le=512)]
     width: Annotated[int, Field(ge=0, le=512)]
     patches: bytes = Field(repr=False, max_length=512 * 512 * 4)  # little-endian float32, row-major; may be empty
+    left: Pixels = 0
+    top: Pixels = 0
+    right: Pixels = 0
+    bottom: Pixels = 0
 
     @property
     def percent(self) -> float:
