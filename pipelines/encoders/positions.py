@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +62,9 @@ def rotary_table(rows: int, cols: int, head_width: int, base: float, reference: 
 class SizeTables(nn.Module):
     """Tables by input size, kept as non-persistent buffers; the oldest gives way beyond `KEPT_SIZES`."""
 
-    def lookup(self, key: str, make: Callable[[], Tensor]) -> Tensor:
-        """The table of this key, made and kept if it is new."""
+    def lookup(self, rows: int, cols: int, prefix: int, make: Callable[[], Tensor]) -> Tensor:
+        """The table of this grid (and number of tokens before the patches), made and kept if it is new."""
+        key = f"grid_{rows}x{cols}_after_{prefix}"
         kept = self._buffers.get(key)
         if kept is not None:
             return kept
@@ -75,6 +77,10 @@ class SizeTables(nn.Module):
             del self._buffers[next(iter(self._buffers))]
         self.register_buffer(key, table, persistent=False)
         return table
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(rows, columns) of the tables kept."""
+        return [(int(rows), int(cols)) for rows, cols in (key.split("_")[1].split("x") for key in self._buffers)]
 
     def forget(self) -> None:
         """Drops every table."""
@@ -105,11 +111,15 @@ class LearnedPositions(nn.Module):
         if self.table.requires_grad and torch.is_grad_enabled():
             self.resized.forget()  # the table is being trained: what was made of it is about to go stale
             return make()
-        return self.resized.lookup(f"size_{rows}x{cols}", make)
+        return self.resized.lookup(rows, cols, 0, make)
 
-    def _load_from_state_dict(self, *args: object) -> None:
+    def _load_from_state_dict(self, *args: Any) -> None:
+        sizes = self.resized.sizes()
         self.resized.forget()
         super()._load_from_state_dict(*args)
+        if not self.table.is_meta:  # what was prepared stays prepared, with the new table
+            for rows, cols in sizes:
+                self.patch_positions(rows, cols)
 
 
 class RotaryPositions(nn.Module):
@@ -134,7 +144,7 @@ class RotaryPositions(nn.Module):
             return torch.stack((cos, sin)).to(like)
 
         # A whole-sequence table costs a few kilobytes and saves each block splitting and joining the sequence.
-        return self.tables.lookup(f"size_{rows}x{cols}_after_{prefix}", make)
+        return self.tables.lookup(rows, cols, prefix, make)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
