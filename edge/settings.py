@@ -221,7 +221,7 @@ class Settings(BaseSettings):
         if camera.ring_slots is not None and camera.ring_slots < needed:
             raise SettingsError(
                 f"{self._file}: camera {camera.name}: ring_slots = {camera.ring_slots} is too small: {rate_hz:g} "
-                f"frames per second with a deadline of {self.deadline_ms(camera):g} ms need {needed}; or leave the key out"
+                f"frames per second with a deadline of {self.deadline_ms(camera):g} ms need {needed}; or leave it out"
             )
         return max(needed, 3) if camera.ring_slots is None else camera.ring_slots
 
