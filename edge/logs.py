@@ -26,7 +26,12 @@ def set_up(
     number = int(getattr(logging, level.upper()))
     renderer: list[Processor]
     if style == "json":
-        renderer = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=str)]
+        # Without local variables: they may hold passwords, or whole frames.
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        renderer = [
+            structlog.processors.ExceptionRenderer(tracebacks),
+            structlog.processors.JSONRenderer(default=str),
+        ]
     else:
         plain = structlog.dev.plain_traceback
         renderer = [structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain, pad_event_to=0)]
@@ -58,9 +63,14 @@ def hide_secrets(logger: WrappedLogger, method: str, event: EventDict) -> EventD
     return {key: "***" if _SECRET_KEYS.search(key) else _hidden(value) for key, value in event.items()}
 
 
+def without_credentials(text: str) -> str:
+    """The text with user and password blanked in every address."""
+    return _CREDENTIALS.sub(r"\1***@", text)
+
+
 def _hidden(value: Any) -> Any:
     if isinstance(value, str):
-        return _CREDENTIALS.sub(r"\1***@", value)
+        return without_credentials(value)
     if isinstance(value, dict):
         return hide_secrets(None, "", value)
     if isinstance(value, list | tuple):

@@ -82,7 +82,7 @@ class Process(ABC):
 
     def fault(self, text: str, **details: object) -> None:
         """Logs a fault that the process survives, and shows it in its health."""
-        self.last_fault = text[:1024]
+        self.last_fault = logs.without_credentials(text)[:1024]
         self.log.warning(text, **details)
 
 
@@ -200,6 +200,7 @@ class _Runner:
         )
 
     def _fail(self, text: str, log: bool = True) -> None:
+        text = logs.without_credentials(text)
         self.process.last_fault = text[:1024]
         self.process.state = "failed"
         if log:

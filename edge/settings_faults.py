@@ -202,11 +202,11 @@ def allowed(field: FieldInfo) -> str:
     low, high = "", ""
     for item in metadata:
         if isinstance(item, annotated_types.Ge):
-            low = f"from {item.ge:_}"
+            low = f"from {_number(item.ge)}"
         elif isinstance(item, annotated_types.Gt):
-            low = f"above {item.gt:_}"
+            low = f"above {_number(item.gt)}"
         elif isinstance(item, annotated_types.Le):
-            high = f"to {item.le:_}"
+            high = f"to {_number(item.le)}"
     return " ".join(part for part in (text, low, high) if part)
 
 
@@ -271,6 +271,10 @@ def _meant(key: str, model: Any) -> str:
 def _stem(key: str) -> str:
     key = _SYNONYMS.get(key, key)
     return _UNIT_SUFFIX.sub("", key)
+
+
+def _number(value: Any) -> str:
+    return f"{int(value):_}" if value == int(value) else str(value)
 
 
 def _quote(value: Any) -> str:

@@ -203,7 +203,7 @@ class Outbox(_Socket):
                 self.socket.send(message, zmq.NOBLOCK)
             else:
                 # Copied, because a ring slot may be overwritten before the network has taken it.
-                self.socket.send_multipart([message, memoryview(pixels)], zmq.NOBLOCK, copy=True)
+                self.socket.send_multipart([message, pixels.data], zmq.NOBLOCK, copy=True)
         except zmq.Again:
             self.dropped += 1
             return False

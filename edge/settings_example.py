@@ -1,0 +1,115 @@
+"""The example settings file, written from the models: it cannot disagree with them."""
+
+from __future__ import annotations
+
+import textwrap
+import typing
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from edge.settings import Settings
+from edge.settings_faults import allowed, plain_type
+from edge.settings_sources import FolderSource, OpencvSource, SimulatedSource
+
+# Values for keys without a default, and for keys that a newcomer will want to set. All others stay comments.
+_SHOWN: dict[str, Any] = {
+    "line.name": "line-1",
+    "cameras.name": "top",
+    "cameras.source.type": "simulated",
+    "cameras.source.rate_hz": 10.0,
+    "inference.bundle": "bundles/tile",
+    "alert.deadline_ms": 500.0,
+    "alert.unjudged": "reject",
+}
+_SAMPLES: dict[str, Any] = {
+    "path": "images",
+    "url": "rtsp://camera.example/stream1",
+    "device": "/dev/video0",
+    "file": "video.mp4",
+    "dir": "archive",
+    "data_dir": "data",
+    "runtime_dir": "run",
+    "keys_dir": "keys",
+    "truth_file": "truth.jsonl",
+    "bundle": "bundles/tile",
+    "endpoint": "tcp://192.0.2.10:5555",
+    "deadline_ms": 300.0,
+    "ring_slots": 16,
+    "rate_hz": 25.0,
+}
+_WIDTH = 100
+
+
+def example() -> str:
+    """A settings file that shows every key with its description, what it may hold and its default."""
+    lines = [
+        "# Settings of one line. Keys that are comments show their defaults, or a sample where there is none.",
+        "# A variable such as EDGE_ALERT__DEADLINE_MS=300 overrides the key deadline_ms of [alert].",
+        "# Relative paths start at the folder of this file. Check it with: edge config check FILE",
+        "",
+    ]
+    for name, field in Settings.model_fields.items():
+        model = plain_type(field.annotation)
+        if name == "cameras":
+            lines += _cameras(plain_type(typing.get_args(model)[0]))
+        else:
+            lines += [*_comment(_purpose(model)), f"[{name}]", *_keys(name, model), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cameras(model: type[BaseModel]) -> list[str]:
+    lines = [*_comment("One table per camera."), "[[cameras]]", *_keys("cameras", model), ""]
+    lines += [*_comment(_purpose(SimulatedSource)), "[cameras.source]", *_keys("cameras.source", SimulatedSource), ""]
+    for other in (FolderSource, OpencvSource):
+        lines += [*_comment("Or instead: " + _purpose(other)), "# [cameras.source]"]
+        lines += [line if line.startswith("#") else f"# {line}" for line in _keys("", other) if line]
+        lines.append("")
+    return lines
+
+
+def _keys(section: str, model: type[BaseModel]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if name == "source":
+            continue
+        holds = allowed(field)
+        holds = "" if name == "type" else f" {holds[0].upper()}{holds[1:]}."
+        yield from _comment(f"{field.description}{holds}{_default(field)}")
+        shown = f"{section}.{name}"
+        if shown in _SHOWN:
+            yield f"{name} = {_toml(_SHOWN[shown])}"
+        elif name == "type":
+            yield f"{name} = {_toml(typing.get_args(field.annotation)[0])}"
+        elif field.is_required() or field.default is None:
+            yield f"# {name} = {_toml(_SAMPLES[name])}"
+        else:
+            yield f"# {name} = {_toml(field.default)}"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return " Needed."
+    return "" if field.default is None else f" Default: {_toml(field.default)}."
+
+
+def _purpose(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").strip().splitlines()[0]
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, Enum | str | Path):
+        text = str(value.value if isinstance(value, Enum) else value)
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)
