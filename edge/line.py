@@ -1,0 +1,171 @@
+"""The one table of the line's processes.
+
+`edge run`, the systemd units (`edge systemd install`) and docs/running.md derive from `ROLES`; the tests compare them
+with it, and compare what each process really uses with its budget. A new kind of process is a new row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edge.settings import Settings
+
+
+@dataclass(frozen=True)
+class Restart:
+    """When a process that failed is started again, and when the line gives up."""
+
+    budget: int  # restarts allowed within `window_s`; one more and the line stops
+    window_s: float
+    backoff_s: float  # wait before the first restart; doubles with each one in the window
+    backoff_max_s: float
+
+    def delay_s(self, recent: int) -> float:
+        """Seconds to wait before the next start, after `recent` restarts within the window."""
+        return min(self.backoff_max_s, self.backoff_s * 2.0 ** min(recent, 32))
+
+
+@dataclass(frozen=True)
+class Role:
+    """One row of the table: a kind of process, how it is started, watched, limited and stopped."""
+
+    name: str  # "capture" also is the command: `edge capture`
+    summary: str
+    per_camera: bool
+    start_order: int  # lower starts first and stops last; the next order waits until these are ready
+    ready_s: float  # longest time from start to READY=1
+    watchdog_s: float  # longest time between two WATCHDOG=1 once ready
+    stop_s: float  # longest time from SIGTERM to exit; then SIGKILL
+    may_finish: bool  # whether exit code 0 by itself means that its work is done
+    reloads: bool  # whether SIGHUP makes it read its bundles again
+    cpu_budget: float  # cores it may use on average at 10 parts/s of 1 MP; 0 = as many as it is given
+    cpu_weight: int  # its share where processes compete for cores (systemd CPUWeight=, default 100)
+    memory_mib: int  # limit of its memory besides the frame ring (systemd MemoryMax=)
+    oom_score: int  # lower is killed later when the host runs out of memory
+    restart: Restart
+
+
+_RESTART = Restart(budget=5, window_s=60.0, backoff_s=0.2, backoff_max_s=10.0)
+
+# Alert first: it learns of every part from capture. Inference second: loading and checking an engine takes a while.
+# Cameras last, so that the first part already finds someone to judge it. Stopping goes the other way round, so that
+# parts in flight still get their verdicts.
+ROLES: tuple[Role, ...] = (
+    Role(
+        name="alert",
+        summary="deadlines, verdicts, ledger and archive",
+        per_camera=False,
+        start_order=0,
+        ready_s=30.0,
+        watchdog_s=10.0,
+        stop_s=15.0,
+        may_finish=False,
+        reloads=False,
+        cpu_budget=0.5,
+        cpu_weight=500,
+        memory_mib=1024,
+        oom_score=-800,
+        restart=_RESTART,
+    ),
+    Role(
+        name="infer",
+        summary="scores frames of all cameras in batches",
+        per_camera=False,
+        start_order=1,
+        ready_s=180.0,
+        watchdog_s=30.0,
+        stop_s=15.0,
+        may_finish=False,
+        reloads=True,
+        cpu_budget=0.0,
+        cpu_weight=100,
+        memory_mib=8192,
+        oom_score=-200,
+        restart=_RESTART,
+    ),
+    Role(
+        name="capture",
+        summary="frames of one camera into shared memory, and word of every part",
+        per_camera=True,
+        start_order=2,
+        ready_s=60.0,
+        watchdog_s=10.0,
+        stop_s=10.0,
+        may_finish=True,
+        reloads=False,
+        cpu_budget=0.75,
+        cpu_weight=400,
+        memory_mib=1024,
+        oom_score=-600,
+        restart=_RESTART,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One process of one line: what the supervisor starts."""
+
+    name: str  # "capture-top", "infer", "alert": also the name in logs, health and locks
+    role: Role
+    arguments: tuple[str, ...]  # after `edge`
+
+
+def role(name: str) -> Role:
+    """The row of that name. Raises `KeyError`."""
+    for row in ROLES:
+        if row.name == name:
+            return row
+    raise KeyError(name)
+
+
+def process_name(row: Role, camera: str | None = None) -> str:
+    """The name of a process: "infer", or "capture-top" for the camera "top"."""
+    return f"{row.name}-{camera}" if row.per_camera else row.name
+
+
+def specs(settings: Settings, line_file: Path) -> list[Spec]:
+    """The processes of the line in `settings`, read from `line_file`, in the order they start."""
+    found: list[Spec] = []
+    for row in sorted(ROLES, key=lambda row: row.start_order):
+        if row.per_camera:
+            for camera in settings.cameras:
+                arguments = (row.name, str(line_file), "--camera", camera.name)
+                found.append(Spec(process_name(row, camera.name), row, arguments))
+        else:
+            found.append(Spec(process_name(row), row, (row.name, str(line_file))))
+    return found
+
+
+def with_restarts(processes: Sequence[Spec], budget: int) -> list[Spec]:
+    """The same processes with another restart budget."""
+    return [
+        replace(spec, role=replace(spec.role, restart=replace(spec.role.restart, budget=budget))) for spec in processes
+    ]
+
+
+_COLUMNS = ("Process", "What it does", "Start", "Ready within", "Watchdog", "Stop within", "CPU budget", "Memory")
+
+
+def markdown_table() -> str:
+    """The table as docs/running.md shows it."""
+    rows = [_COLUMNS, tuple("---" for _ in _COLUMNS)]
+    for row in sorted(ROLES, key=lambda row: row.start_order):
+        rows.append(
+            (
+                f"`{row.name}-CAMERA`" if row.per_camera else f"`{row.name}`",
+                row.summary,
+                str(row.start_order + 1),
+                f"{row.ready_s:g} s",
+                f"{row.watchdog_s:g} s",
+                f"{row.stop_s:g} s",
+                f"{row.cpu_budget:g} core" if row.cpu_budget else "all there are",
+                f"{row.memory_mib} MiB" + (" + ring" if row.per_camera else ""),
+            )
+        )
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + "\n"
