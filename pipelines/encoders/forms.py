@@ -26,6 +26,23 @@ _BLOCK_PARTS: tuple[Rename, ...] = (
 )
 
 
+# Hugging Face renamed attention and SwiGLU in its version 5: files keep the older names, models in memory have the new.
+_HF_PARTS: tuple[Rename, ...] = (
+    (r"attention\.attention\.(query|key|value)\.(weight|bias)", r"attn.\1.\2"),
+    (r"attention\.output\.dense\.(weight|bias)", r"attn.proj.\1"),
+    (r"attention\.q_proj\.(weight|bias)", r"attn.query.\1"),
+    (r"attention\.k_proj\.(weight|bias)", r"attn.key.\1"),
+    (r"attention\.v_proj\.(weight|bias)", r"attn.value.\1"),
+    (r"attention\.o_proj\.(weight|bias)", r"attn.proj.\1"),
+    (r"layer_scale([12])\.lambda1", r"ls\1.gamma"),
+    (r"mlp\.weights_in\.(weight|bias)", r"mlp.fc1.\1"),
+    (r"mlp\.weights_out\.(weight|bias)", r"mlp.fc2.\1"),
+    (r"mlp\.gate_proj\.(weight|bias)", r"mlp.gate.\1"),
+    (r"mlp\.up_proj\.(weight|bias)", r"mlp.up.\1"),
+    (r"mlp\.down_proj\.(weight|bias)", r"mlp.fc2.\1"),
+)
+
+
 def _blocks(stem: str, parts: Iterable[Rename]) -> tuple[Rename, ...]:
     """Renames of a block's parts below `stem`, a pattern whose group 1 is the block's number."""
     shifted = [(part, re.sub(r"\\(\d)", lambda group: rf"\{int(group[1]) + 1}", ours)) for part, ours in parts]
@@ -111,8 +128,8 @@ HF_VIT = Form(
             (
                 (r"layernorm_before\.(weight|bias)", r"norm1.\1"),
                 (r"layernorm_after\.(weight|bias)", r"norm2.\1"),
-                (r"attention\.attention\.(query|key|value)\.(weight|bias)", r"attn.\1.\2"),
-                (r"attention\.output\.dense\.(weight|bias)", r"attn.proj.\1"),
+                *_BLOCK_PARTS,
+                *_HF_PARTS,
                 (r"intermediate\.dense\.(weight|bias)", r"mlp.fc1.\1"),
                 (r"output\.dense\.(weight|bias)", r"mlp.fc2.\1"),
             ),
@@ -133,14 +150,7 @@ HF_DINOV2 = Form(
         (r"layernorm\.(weight|bias)", r"norm.\1"),
         *_blocks(
             r"(?:encoder\.layer|layers)\.(\d+)",
-            (
-                *_BLOCK_PARTS,
-                (r"attention\.attention\.(query|key|value)\.(weight|bias)", r"attn.\1.\2"),
-                (r"attention\.output\.dense\.(weight|bias)", r"attn.proj.\1"),
-                (r"layer_scale([12])\.lambda1", r"ls\1.gamma"),
-                (r"mlp\.weights_in\.(weight|bias)", r"mlp.fc1.\1"),
-                (r"mlp\.weights_out\.(weight|bias)", r"mlp.fc2.\1"),
-            ),
+            (*_BLOCK_PARTS, *_HF_PARTS),
         ),
     ),
     unused=(r"embeddings\.mask_token",),
@@ -157,17 +167,7 @@ HF_DINOV3 = Form(
         (r"norm\.(weight|bias)", r"norm.\1"),
         *_blocks(
             r"(?:model\.)?layer\.(\d+)",
-            (
-                *_BLOCK_PARTS,
-                (r"attention\.q_proj\.(weight|bias)", r"attn.query.\1"),
-                (r"attention\.k_proj\.(weight|bias)", r"attn.key.\1"),
-                (r"attention\.v_proj\.(weight|bias)", r"attn.value.\1"),
-                (r"attention\.o_proj\.(weight|bias)", r"attn.proj.\1"),
-                (r"layer_scale([12])\.lambda1", r"ls\1.gamma"),
-                (r"mlp\.gate_proj\.(weight|bias)", r"mlp.gate.\1"),
-                (r"mlp\.up_proj\.(weight|bias)", r"mlp.up.\1"),
-                (r"mlp\.down_proj\.(weight|bias)", r"mlp.fc2.\1"),
-            ),
+            (*_BLOCK_PARTS, *_HF_PARTS),
         ),
     ),
     unused=(r"embeddings\.mask_token", r"rope_embeddings\.inv_freq"),
