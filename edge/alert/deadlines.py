@@ -62,6 +62,7 @@ class Decided:
     verdict: Verdict
     frame: FrameRef | None  # None for a part that was never announced
     regions: tuple[RegionScore, ...] = ()
+    cause: str = ""  # of UNJUDGED, in one word, for counters
 
 
 @dataclass
@@ -95,7 +96,7 @@ class PartTable:
 
     `limit_percent` names the line's cameras and the percent of limit above which each rejects; `host` is this host's
     clock domain; `margin_ns` is kept free before each deadline for committing and publishing; `grace_ns` is how long
-    a skipped part waits for its announcement.
+    a skipped part waits for its announcement; `begun_ms` is when the ledger was begun (wall clock, like epochs).
     """
 
     line: str
@@ -104,6 +105,7 @@ class PartTable:
     margin_ns: int = 20_000_000
     grace_ns: int = 100_000_000
     capacity: int = 8192
+    begun_ms: int = 0
     counts: Counts = field(default_factory=Counts)
     _parts: dict[Key, _Part] = field(default_factory=dict, init=False)
     _heap: list[tuple[int, Key]] = field(default_factory=list, init=False)
@@ -158,7 +160,7 @@ class PartTable:
             self.counts.repeated += 1
             return decided
         if frame.status is not FrameStatus.OK:
-            return [*decided, self._unjudged(part, NO_FRAME[frame.status], now_ns)]
+            return [*decided, self._unjudged(part, NO_FRAME[frame.status], frame.status.value, now_ns)]
         if part.due_ns <= now_ns:
             return [*decided, self._silence(part, now_ns)]
         return decided
@@ -197,7 +199,12 @@ class PartTable:
     def finish(self, now_ns: int, reason: str) -> list[Decided]:
         """The line stops: every part in flight is UNJUDGED now."""
         parts = sorted(self._parts.values(), key=lambda part: part.due_ns)
-        return [self._unjudged(part, reason if part.frame else NEVER_ANNOUNCED, now_ns) for part in parts]
+        return [
+            self._unjudged(part, reason, "stopped", now_ns)
+            if part.frame
+            else self._unjudged(part, NEVER_ANNOUNCED, "gap", now_ns)
+            for part in parts
+        ]
 
     # --- entering ---------------------------------------------------------------------------------------------------
 
@@ -216,8 +223,11 @@ class PartTable:
         known = self._following(camera, epoch)
         if part is None and sequence < known:
             return None
+        if known == 0 and epoch < self.begun_ms:
+            known = sequence  # this epoch began before the ledger did: what came earlier is not for this ledger
         trigger = self._trigger(frame, now_ns)
-        due = trigger + min(frame.deadline_ns, MAX_DEADLINE_NS) - self.margin_ns
+        deadline = min(frame.deadline_ns, MAX_DEADLINE_NS)
+        due = trigger + deadline - min(self.margin_ns, deadline // 4)
         self.counts.announced += 1
         if sequence > known:
             first = max(known, sequence - MAX_GAP)
@@ -248,7 +258,7 @@ class PartTable:
         while key not in self._parts and len(self._parts) >= self.capacity:
             self._prune()
             self.counts.crowded += 1
-            decided.append(self._unjudged(self._parts[self._heap[0][1]], CROWDED, now_ns))
+            decided.append(self._unjudged(self._parts[self._heap[0][1]], CROWDED, "crowded", now_ns))
         self._parts[key] = part
         heapq.heappush(self._heap, (part.due_ns, key))
         return part
@@ -284,29 +294,39 @@ class PartTable:
         self._silent[_key(part.frame_id)] = None
         if len(self._silent) > MAX_GAP:
             self._silent.popitem(last=False)
-        return self._unjudged(part, SILENCE if part.frame else NEVER_ANNOUNCED, now_ns)
+        if part.frame is None:
+            return self._unjudged(part, NEVER_ANNOUNCED, "gap", now_ns)
+        return self._unjudged(part, SILENCE, "silence", now_ns)
 
-    def _unjudged(self, part: _Part, reason: str, now_ns: int, score: Score | None = None) -> Decided:
-        return self._decide(part, Decision.UNJUDGED, reason, now_ns, score, None)
+    def _unjudged(self, part: _Part, reason: str, cause: str, now_ns: int, score: Score | None = None) -> Decided:
+        return self._decide(part, Decision.UNJUDGED, reason, now_ns, score, None, cause)
 
     def _judge(self, part: _Part, score: Score, now_ns: int) -> Decided:
         if score.frame.status is not FrameStatus.OK:
-            return self._unjudged(part, NO_FRAME[score.frame.status], now_ns, score)
+            return self._unjudged(part, NO_FRAME[score.frame.status], score.frame.status.value, now_ns, score)
         if score.status is not ScoreStatus.OK:
             reason = NO_JUDGMENT[score.status] + (f": {score.reason}" if score.reason else "")
-            return self._unjudged(part, reason[:1024], now_ns, score)
+            return self._unjudged(part, reason[:1024], score.status.value, now_ns, score)
         if not score.regions:
-            return self._unjudged(part, "the score names no region", now_ns, score)
+            return self._unjudged(part, "the score names no region", "limit", now_ns, score)
         limit_percent = self.limit_percent[part.frame_id.camera]
         for region in score.regions:
             if not (region.limit > region.floor and math.isfinite(effective_limit(region, limit_percent))):
-                return self._unjudged(part, f"region {region.name!r}: its limit is not above its floor", now_ns, score)
+                reason = f"region {region.name!r}: its limit is not above its floor"
+                return self._unjudged(part, reason, "limit", now_ns, score)
         worst = max(score.regions, key=lambda region: (over_limit(region, limit_percent), percent_of_limit(region)))
         decision = Decision.REJECT if over_limit(worst, limit_percent) else Decision.PASS
         return self._decide(part, decision, "", now_ns, score, worst)
 
     def _decide(
-        self, part: _Part, decision: Decision, reason: str, now_ns: int, score: Score | None, worst: RegionScore | None
+        self,
+        part: _Part,
+        decision: Decision,
+        reason: str,
+        now_ns: int,
+        score: Score | None,
+        worst: RegionScore | None,
+        cause: str = "",
     ) -> Decided:
         del self._parts[_key(part.frame_id)]
         frame = part.frame
@@ -328,7 +348,7 @@ class PartTable:
             encoder=frame.encoder if frame else None,
             origin=frame.origin if frame else None,
         )
-        return Decided(verdict, frame, tuple(score.regions) if score else ())
+        return Decided(verdict, frame, tuple(score.regions) if score else (), cause)
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._parts)

@@ -51,6 +51,7 @@ class Ledger:
         self.line = line
         self.fault = ""  # a damaged ledger that was moved aside, for health
         self.damaged = threading.Event()  # the background check found damage
+        self.begun_ns = 0  # wall clock; 0 for one that goes on where a damaged one ended
         self._connection: sqlite3.Connection
         self._keeper: _Keeper
 
@@ -167,7 +168,7 @@ class Ledger:
 
     # --- opening ----------------------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
+    def _open(self, continues: bool = False) -> None:
         crashed = _size(_beside(self.path, "-wal")) > 0
         try:
             self._connection = _connect(self.path)
@@ -176,8 +177,10 @@ class Ledger:
         try:
             self._connection.execute("PRAGMA journal_mode = WAL")
             if self._is_empty():
-                self._create()
+                self._create(0 if continues else time.time_ns())
             check_version(self._connection, self.path, self.line)
+            (begun,) = self._connection.execute("SELECT value FROM about WHERE key = 'begun_ns'").fetchone()
+            self.begun_ns = int(begun)
             if crashed and _size(self.path) <= CHECK_AT_ONCE_BYTES:
                 problem = quick_check(self._connection)
                 if problem:
@@ -197,10 +200,10 @@ class Ledger:
         (things,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         return bool(application == 0 and things == 0)
 
-    def _create(self) -> None:
+    def _create(self, begun_ns: int) -> None:
         # One transaction: a process killed meanwhile leaves an empty file, which is created again.
         self._connection.executescript(f"BEGIN IMMEDIATE;\n{CREATE}")
-        self._connection.execute("INSERT INTO about VALUES ('line', ?)", (self.line,))
+        self._connection.execute("INSERT INTO about VALUES ('line', ?), ('begun_ns', ?)", (self.line, str(begun_ns)))
         self._connection.execute("COMMIT")
 
     def _begin_anew(self, why: str) -> None:
@@ -212,7 +215,7 @@ class Ledger:
                     _beside(self.path, suffix).rename(_beside(aside, suffix))
         except OSError as error:
             raise LedgerError(f"{self.path}: damaged, and cannot be moved aside: {error.strerror}") from error
-        self._open()
+        self._open(continues=True)
         saved = self._salvage(aside)
         self.fault = f"{why}; moved to {aside.name}, {saved} of its newest rows were saved into a new ledger"
         self.damaged.clear()

@@ -68,8 +68,10 @@ def test_worst_region_decides(make_frame: Any, make_score: Any) -> None:
 
 @pytest.mark.parametrize(("limit", "floor"), [(1.0, 1.0), (0.5, 1.0)])
 def test_senseless_limits_are_never_a_pass(make_frame: Any, make_score: Any, limit: float, floor: float) -> None:
-    region = RegionScore(name="part", score=0.0, limit=limit, floor=floor, height=0, width=0, patches=b"")
-    (decided,) = table().score(make_score(make_frame(), regions=[region]), 1)
+    """The wire refuses such a score; should one get here all the same, it judges nothing."""
+    values = {"name": "part", "score": 0.0, "limit": limit, "floor": floor, "height": 0, "width": 0, "patches": b""}
+    score = make_score(make_frame()).model_copy(update={"regions": [RegionScore.model_construct(None, **values)]})
+    (decided,) = table().score(score, 1)
     assert decided.verdict.decision is Decision.UNJUDGED
     (decided,) = table().score(make_score(make_frame(), regions=[]), 1)
     assert decided.verdict.decision is Decision.UNJUDGED
@@ -138,6 +140,22 @@ def test_gap_at_the_start_of_an_epoch(make_frame: Any) -> None:
     parts.announce(make_frame(2, part=7), 10 * MS)
     lost = parts.expire(110 * MS)
     assert [(item.verdict.id.sequence, item.verdict.part) for item in lost] == [(0, 5), (1, 6)]
+
+
+def test_epoch_older_than_the_ledger_starts_where_it_is_first_heard(make_frame: Any) -> None:
+    parts = table(begun_ms=2000)
+    assert parts.announce(make_frame(700, epoch=1000), 0) == []
+    assert len(parts) == 1
+    parts.announce(make_frame(702, epoch=1000), 0)
+    assert sorted(key[2] for key in parts) == [700, 701, 702]
+    parts.announce(make_frame(1, epoch=2000), 0)
+    assert len(parts) == 5
+
+
+def test_margin_never_eats_a_short_deadline(make_frame: Any) -> None:
+    parts = table(margin_ns=20 * MS)
+    parts.announce(make_frame(trigger_ns=0, deadline_ns=12 * MS), 0)
+    assert parts.next_due() == 9 * MS
 
 
 def test_restart_takes_up_where_the_ledger_ends(make_frame: Any, make_score: Any) -> None:
