@@ -85,13 +85,11 @@ class AlertProcess(Process):
     def step(self) -> bool | None:
         """One turn."""
         assert self._inbox is not None
-        now = now_ns()
-        for _ in range(MESSAGES_PER_TURN):
-            message = self._inbox.recv(self._idle_s(now))
+        for count in range(MESSAGES_PER_TURN):
+            message = self._inbox.recv(0.0 if count else self._idle_s(now_ns()))
             if message is None:
                 break
-            now = now_ns()
-            self._hear(message[0], now)
+            self._hear(message[0], now_ns())
         now = now_ns()
         self._sweep(now)
         self._decided += self._parts.expire(now, VERDICTS_PER_TURN)
@@ -108,7 +106,7 @@ class AlertProcess(Process):
             until = now_ns() + DRAIN_NS
             while now_ns() < until and (message := self._inbox.recv()) is not None:
                 self._hear(message[0], now_ns())
-            self._announce_all(skip_old=True)
+            self._announce_all()
             self._decided += self._parts.finish(now_ns(), "the line stopped")
             self._commit(now_ns())
         if self._archive is not None and not self._archive.stop(ARCHIVE_STOP_S):
@@ -171,19 +169,19 @@ class AlertProcess(Process):
         self._decided += self._parts.expire(now_ns())
         self._commit(now_ns())
 
-    def _announce_all(self, skip_old: bool = True) -> int:
+    def _announce_all(self) -> int:
         found = 0
         self._journals.read()
         while self._journals.waiting:
-            found += self._announce_some(skip_old)
+            found += self._announce_some()
         return found
 
-    def _announce_some(self, skip_old: bool = True) -> int:
+    def _announce_some(self) -> int:
         now, wall = now_ns(), time.time_ns()
         begun_ns = self._parts.begun_ms * 1_000_000
         frames = self._journals.take(self._parts.knows)
         for frame in frames:
-            if skip_old and wall - (now - frame.trigger_ns) + frame.deadline_ns < begun_ns:
+            if wall - (now - frame.trigger_ns) + frame.deadline_ns < begun_ns:
                 continue  # it was over before this ledger was begun: another ledger's part
             self._decided += self._parts.announce(frame, now)
         return len(frames)
