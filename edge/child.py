@@ -13,9 +13,8 @@ from enum import Enum
 from pathlib import Path
 
 from edge import tether
-from edge.line import Spec
+from edge.line import ABORT_S, Spec
 
-_ABORT_S = 2.0  # from SIGABRT, which makes it write where it hangs, to SIGKILL
 _WORDS = 40  # lines of output that are remembered
 _READ = 64 * 1024
 _MAX_LINE = 64 * 1024
@@ -49,6 +48,8 @@ class Child:
         self.complaint = ""  # why the supervisor ended it, if it did
         self.restarts: deque[float] = deque(maxlen=1000)
         self.total_restarts = 0
+        self.quick_failures = 0  # in a row
+        self._ready_at: float | None = None  # in its present life
         self.pid = 0
         self.pipe: int | None = None
         self.lines: list[bytes] = []  # whole lines read and not yet taken
@@ -103,7 +104,7 @@ class Child:
             os.close(write)
         os.set_blocking(read, False)
         self.pipe, self.pid = read, self._process.pid
-        self.status, self.complaint, self._partial = "", "", b""
+        self.status, self.complaint, self._partial, self._ready_at = "", "", b"", None
         self._words.clear()
         self.state = State.STARTING
         self.deadline = time.monotonic() + role.ready_s
@@ -116,6 +117,7 @@ class Child:
         if became_ready:
             self.state = State.RUNNING
             self.was_ready = True
+            self._ready_at = now
         if self.state is State.RUNNING and (became_ready or fields.get("WATCHDOG") == "1"):
             self.deadline = now + self.spec.role.watchdog_s
         if self.state is State.RUNNING and fields.get("WATCHDOG") == "trigger":
@@ -167,7 +169,7 @@ class Child:
         """Ends a process that hangs: SIGABRT, so that it writes where, and SIGKILL soon after."""
         self.complaint = complaint
         self.state = State.ABORTING
-        self.deadline = time.monotonic() + _ABORT_S
+        self.deadline = time.monotonic() + ABORT_S
         self.signal(signal.SIGABRT)
 
     def kill(self) -> None:
@@ -182,6 +184,17 @@ class Child:
         """Sends a signal to a process that may have ended meanwhile."""
         if self._process is not None:
             self._process.send_signal(number)
+
+    def next_delay_s(self) -> float:
+        """Counts a failure, and says how long to wait before the next start."""
+        policy = self.spec.role.restart
+        if self._ready_at is not None and time.monotonic() - self._ready_at >= policy.stable_s:
+            self.quick_failures = 0
+        delay = policy.delay_s(self.quick_failures)
+        self.quick_failures += 1
+        self.restarts.append(time.monotonic())
+        self.total_restarts += 1
+        return delay
 
     def recent_restarts(self) -> int:
         """Restarts within the window of its policy."""

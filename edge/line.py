@@ -22,12 +22,13 @@ class Restart:
 
     budget: int  # restarts allowed within `window_s`; one more and the line stops
     window_s: float
-    backoff_s: float  # wait before the first restart; doubles with each one in the window
+    backoff_s: float  # wait before the first restart; doubles with each failure that follows soon
     backoff_max_s: float
+    stable_s: float = 2.0  # a process that was ready for so long begins again with the shortest wait
 
-    def delay_s(self, recent: int) -> float:
-        """Seconds to wait before the next start, after `recent` restarts within the window."""
-        return min(self.backoff_max_s, self.backoff_s * 2.0 ** min(recent, 32))
+    def delay_s(self, quick_failures: int) -> float:
+        """Seconds to wait before the next start, after so many failures of a process that was not yet stable."""
+        return min(self.backoff_max_s, self.backoff_s * 2.0 ** min(quick_failures, 32))
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,14 @@ class Role:
     cpu_budget: float  # cores it may use on average at 10 parts/s of 1 MP; 0 = as many as it is given
     cpu_weight: int  # its share where processes compete for cores (systemd CPUWeight=, default 100)
     memory_mib: int  # limit of its memory besides the frame ring (systemd MemoryMax=)
+    tasks: int  # most threads and processes (systemd TasksMax=)
     oom_score: int  # lower is killed later when the host runs out of memory
     restart: Restart
 
 
 _RESTART = Restart(budget=5, window_s=60.0, backoff_s=0.2, backoff_max_s=10.0)
+
+ABORT_S = 2.0  # from the watchdog's SIGABRT, by which a process writes where it hangs, to SIGKILL
 
 # Alert first: it learns of every part from capture. Inference second: loading and checking an engine takes a while.
 # Cameras last, so that the first part already finds someone to judge it. Stopping goes the other way round, so that
@@ -69,6 +73,7 @@ ROLES: tuple[Role, ...] = (
         cpu_budget=0.5,
         cpu_weight=500,
         memory_mib=1024,
+        tasks=64,
         oom_score=-800,
         restart=_RESTART,
     ),
@@ -85,6 +90,7 @@ ROLES: tuple[Role, ...] = (
         cpu_budget=0.0,
         cpu_weight=100,
         memory_mib=8192,
+        tasks=512,
         oom_score=-200,
         restart=_RESTART,
     ),
@@ -101,6 +107,7 @@ ROLES: tuple[Role, ...] = (
         cpu_budget=0.75,
         cpu_weight=400,
         memory_mib=1024,
+        tasks=128,
         oom_score=-600,
         restart=_RESTART,
     ),

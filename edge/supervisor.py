@@ -269,9 +269,7 @@ class Supervisor:
             failures = f"{why}, after {recent} restarts in {restart.window_s:g} s"
             self._give_up(ExitCode.GAVE_UP, f"{child.name}: {failures}; it last said: {words}")
             return
-        delay = restart.delay_s(recent)
-        child.restarts.append(time.monotonic())
-        child.total_restarts += 1
+        delay = child.next_delay_s()
         child.state = State.WAITING
         child.deadline = time.monotonic() + delay
         self._log.warning(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ class Log:
 
 
 def make_role(name: str, order: int, **changes) -> Role:
-    values = dict(
+    role = Role(
         name=name,
         summary="",
         per_camera=False,
@@ -75,10 +76,11 @@ def make_role(name: str, order: int, **changes) -> Role:
         cpu_budget=1.0,
         cpu_weight=100,
         memory_mib=64,
+        tasks=8,
         oom_score=0,
         restart=Restart(budget=3, window_s=60.0, backoff_s=0.01, backoff_max_s=0.1),
     )
-    return Role(**{**values, **changes})
+    return replace(role, **changes)
 
 
 class Bench:
@@ -236,7 +238,7 @@ def test_silent_process_is_aborted_says_where_it_hung_and_is_restarted(bench):
 
 
 def test_process_that_survives_abort_is_killed(bench, monkeypatch):
-    monkeypatch.setattr("edge.child._ABORT_S", 0.2)
+    monkeypatch.setattr("edge.child.ABORT_S", 0.2)
     body = """
         if "deaf" in open(journal).read():
             tell("READY=1"); note("ready"); serve()
