@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from pipelines.engines.base import Progress
@@ -36,8 +35,6 @@ def export(pipeline: Pipeline) -> torch.export.ExportedProgram:
         # A mosaic has whole cells of two by two.
         shapes = ({1: 2 * rows, 2: 2 * columns} if config.pixel_format.is_bayer else {1: rows, 2: columns},)
     pipeline.prepare()
-    if config.frame is not None:
-        pipeline.use_resize("matrix")  # ten times faster here than OpenVINO's antialiased Interpolate on large frames
     with _quiet():
         return torch.export.export(pipeline, (example,), dynamic_shapes=shapes)
 
@@ -56,8 +53,6 @@ def write_model(pipeline: Pipeline, folder: Path, progress: Progress) -> None:
         with _quiet():
             decoder = TorchFXPythonDecoder.from_exported_program(program)
         frontend = FrontEndManager().load_by_framework("pytorch")
-        for extension in _extensions():
-            frontend.add_extension(extension)
         model = frontend.convert(frontend.load(decoder))
         progress("write the model", 0.8)
         openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
@@ -83,30 +78,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         root.removeFilter(wanted)
-
-
-def _extensions() -> list[Any]:
-    """Antialiased resizes, which the frontend does not know: OpenVINO's `*_pillow` Interpolate is the same filter."""
-    from openvino import opset11 as ops
-    from openvino.frontend.pytorch import ConversionExtension
-
-    def translation(mode: str) -> Any:
-        def convert(context: Any) -> Any:
-            node = ops.interpolate(
-                context.get_input(0),
-                context.get_input(1),
-                mode=mode,
-                shape_calculation_mode="sizes",
-                axes=ops.constant(np.array([2, 3], dtype=np.int64)),
-                coordinate_transformation_mode="half_pixel",
-                cube_coeff=-0.5,
-            )
-            return node.outputs()
-
-        return convert
-
-    return [
-        ConversionExtension(f"aten._upsample_{name}2d_aa.{overload}", translation(f"{name}_pillow"))
-        for name in ("bilinear", "bicubic")
-        for overload in ("vec", "default")
-    ]

@@ -103,7 +103,7 @@ def _prepare(
     engine = kind.open(bundle, config, key, folder, options)
     try:
         progress("check the reference frames", 1.0)
-        report = check(engine, _reference(bundle, frame, folder), bundle.limit)
+        report = check(engine, reference_for(bundle, frame, folder), bundle.limit)
     except BaseException:
         engine.close()
         raise
@@ -179,8 +179,11 @@ def _build(bundle: Bundle, kind: type[Engine], key: EngineKey, frame: FrameSpec 
     return cache.store(bundle, key, write)
 
 
-def _reference(bundle: Bundle, frame: FrameSpec | None, folder: Path | None) -> Reference:
-    """What the engine must reproduce: stored in the bundle, or for other frames beside the engine."""
+def reference_for(bundle: Bundle, frame: FrameSpec | None, folder: Path | None = None) -> Reference:
+    """What an engine for `frame` must reproduce: stored in the bundle, for other frames in the engine's `folder`.
+
+    Without a folder the torch pipeline computes it.
+    """
     if adapt(bundle.config, frame) == bundle.config:
         return bundle.reference()
     if folder is None:
