@@ -143,7 +143,7 @@ class Geometry:
     journal_stride: int = JOURNAL_STRIDE
 
     def __post_init__(self) -> None:
-        if self.slots < 2 or self.slot_bytes < 1 or self.journal_records < 1 or self.journal_stride < 64:
+        if self.slots < 2 or self.slot_bytes < 1 or self.journal_records < 2 or self.journal_stride < 64:
             raise RingError(f"a ring needs at least 2 slots of at least 1 byte, and a journal: not {self}")
 
     @property
@@ -515,8 +515,7 @@ class RingReader:
             newest = self._map.newest()
             if newest < number:
                 return entries, number
-            # Too slow: this one is gone or going. The record after the newest may be in writing; it holds the oldest.
-            number = max(number + 1, newest - records + 2)
+            number = max(number + 1, newest - records + 1)  # too slow: this one is gone, or going just now
 
     def close(self) -> None:
         """Lets go of the ring. Pixels that were handed out stay mapped until they are dropped."""

@@ -246,6 +246,7 @@ def load_settings(path: Path) -> Settings:
     data, lines = read_toml(path)
     faults = Faults(Settings, Origin(path, data, lines))
     faults.unknown_variables()
+    faults.raise_any()
     tokens = (_base_folder.set(path.parent), _file_data.set(data))
     try:
         settings = Settings()  # type: ignore[call-arg] # the sources give them

@@ -41,6 +41,9 @@ _SAMPLES: dict[str, Any] = {
     "deadline_ms": 300.0,
     "ring_slots": 16,
     "rate_hz": 25.0,
+    "width_px": 1280,
+    "height_px": 960,
+    "fourcc": "MJPG",
 }
 _WIDTH = 100
 
@@ -85,9 +88,17 @@ def _keys(section: str, model: type[BaseModel]) -> Iterator[str]:
         elif name == "type":
             yield f"{name} = {_toml(typing.get_args(field.annotation)[0])}"
         elif field.is_required() or field.default is None:
-            yield f"# {name} = {_toml(_SAMPLES[name])}"
+            yield f"# {name} = {_toml(_sample(name, field))}"
         else:
             yield f"# {name} = {_toml(field.default)}"
+
+
+def _sample(name: str, field: FieldInfo) -> Any:
+    """A value that the key may hold, for a key without a default."""
+    if name in _SAMPLES:
+        return _SAMPLES[name]
+    kind = plain_type(field.annotation)
+    return next(iter(kind)) if isinstance(kind, type) and issubclass(kind, Enum) else typing.get_args(kind)[0]
 
 
 def _default(field: FieldInfo) -> str:
