@@ -101,6 +101,18 @@ def draw(
     return canvas
 
 
+def frame_of(picture: Image) -> Image:
+    """The frame with its heatmap, cut out of what `draw` made: no header, no footer. A view, uint8 BGR [h, w, 3]."""
+    return picture[_HEADER : len(picture) - _FOOTER]
+
+
+def scale_colours(steps: int) -> Image:
+    """The heatmap's scale from 0 to `SCALE_PERCENT` over middle grey, uint8 BGR [steps, 3]."""
+    index = np.linspace(0, 255, steps).astype(np.uint8)
+    grey = np.full((steps, 3), 128.0, np.float32)
+    return (grey * _FADE[index][:, None] + _PAINT[index]).astype(np.uint8)
+
+
 def _heat(picture: Image, region: RegionScore, zoom: float, limit_percent: float, named: bool, worst: bool) -> None:
     """Lays one region's heatmap, contour and, where there are several regions, its frame and name over `picture`."""
     percent = patch_percent(region)
@@ -150,9 +162,7 @@ def _header(canvas: Image, verdict: Verdict) -> None:
 def _footer(canvas: Image, limit_percent: float) -> None:
     rows, columns = canvas.shape[:2]
     x0, x1, y = 24, columns - 24, rows - _FOOTER + 12
-    index = np.linspace(0, 255, x1 - x0).astype(np.uint8)
-    grey = np.full((len(index), 3), 128.0, np.float32)
-    canvas[y : y + 14, x0:x1] = (grey * _FADE[index][:, None] + _PAINT[index]).astype(np.uint8)[None]
+    canvas[y : y + 14, x0:x1] = scale_colours(x1 - x0)[None]
     for percent in (0, 50, 100, 150, 200):
         x = x0 + round((x1 - 1 - x0) * percent / SCALE_PERCENT)
         cv2.line(canvas, (x, y + 14), (x, y + 19), _DIM, 1)
