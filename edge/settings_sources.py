@@ -67,6 +67,12 @@ class SimulatedSource(SourceSection):
     noise: float = Field(default=2.0, ge=0, le=50, description="Sensor noise, standard deviation in grey levels.")
     seed: Seed = Field(default=0, description="Seed: the same seed draws the same parts.")
     parts: int = Field(default=0, ge=0, le=10**9, description="Ends after this many parts; 0 never ends.")
+    distinct: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="Draws so many parts ahead and repeats them, for rates too high to draw at; 0 draws each anew.",
+    )
     truth_file: FilePath | None = Field(
         default=None, description="Where to write the truth about each part, JSON lines; not written if absent."
     )
@@ -97,6 +103,10 @@ class FolderSource(SourceSection):
     loop: bool = Field(default=False, description="Whether to begin again after the last image.")
     shuffle: bool = Field(default=False, description="Whether to replay in a random order instead of by path.")
     seed: Seed = Field(default=0, description="Seed of the random order.")
+    pixel_format: PixelFormat | None = Field(
+        default=None,
+        description="Converts every image to this format; if absent, gray files are Mono8 and colour files BGR8.",
+    )
 
     @property
     def known_rate_hz(self) -> float | None:
@@ -125,9 +135,19 @@ class OpencvSource(SourceSection):
     rate_hz: Rate | None = Field(
         default=None, description="Frames per second; what the stream tells about itself if absent."
     )
-    pixel_format: Literal[PixelFormat.MONO8, PixelFormat.BGR8, PixelFormat.RGB8] = Field(
-        default=PixelFormat.BGR8, description="Pixel format handed on; OpenCV decodes to BGR8."
+    loop: bool = Field(default=False, description="Whether to begin again at the end of a file.")
+    pixel_format: PixelFormat = Field(
+        default=PixelFormat.BGR8,
+        description="Pixel format handed on; OpenCV decodes to BGR8. Bayer formats take a device's raw pixels.",
     )
+    width_px: int | None = Field(default=None, ge=16, le=8192, description="Width asked of a device, pixels.")
+    height_px: int | None = Field(default=None, ge=16, le=8192, description="Height asked of a device, pixels.")
+    fourcc: str | None = Field(
+        default=None,
+        pattern=r"^[ -~]{4}$",
+        description="Transfer format asked of a device, such as MJPG, YUYV or GREY.",
+    )
+    open_s: float = Field(default=10.0, ge=0.1, le=3600, description="Longest wait for a stream to open, seconds.")
     reconnect_max_s: float = Field(
         default=30.0, ge=0.1, le=3600, description="Longest wait between attempts to reconnect, seconds."
     )
@@ -140,7 +160,21 @@ class OpencvSource(SourceSection):
         given = [key for key in ("url", "device", "file") if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of url, device and file ({', '.join(given) or 'none'} is given)")
+        if self.device is None:
+            if self.pixel_format.is_bayer:
+                raise ValueError(
+                    f"{self.pixel_format.value}: only a device delivers raw pixels; use Mono8, BGR8 or RGB8"
+                )
+            if odd := [key for key in ("width_px", "height_px", "fourcc") if getattr(self, key) is not None]:
+                raise ValueError(f"{', '.join(odd)}: for a device only; a stream or file has its own size and format")
+        if self.loop and self.file is None:
+            raise ValueError("loop: for a file only")
         return self
+
+    @property
+    def slots_held(self) -> int:
+        """Two frames wait, one is being decoded, and a reader that was given up may hold one a moment longer."""
+        return 4
 
     @property
     def known_rate_hz(self) -> float | None:

@@ -8,7 +8,8 @@ fills memory by itself takes several slots from the pool ahead of time.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -70,6 +71,11 @@ class Grab:
     camera_time_ns: int | None = None
     encoder: int | None = None
     origin: str | None = None
+    truth: Mapping[str, object] | None = None  # what is known to be wrong with the part (simulated parts only)
+
+    def at(self, trigger_ns: int) -> Grab:
+        """The same frame, triggered at that moment."""
+        return replace(self, trigger_ns=trigger_ns)
 
 
 class EndOfSource(Exception):

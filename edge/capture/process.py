@@ -1,0 +1,176 @@
+"""The capture process: frames of one camera into shared memory, and word of every part to those who judge it.
+
+For each part, in this order: the frame is complete in its slot, the announcement is in the ring's journal, alert is
+told, inference is told. Nobody is ever waited for. A part without a usable frame is announced like any other, with
+the reason as its status, so that it gets its verdict (UNJUDGED).
+
+Parts are numbered in the order in which they pass; the number is the sequence within this life of the process, until a
+trigger or a PLC supplies one of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+from edge.capture.source import EndOfSource, Grab, SlotPool, Source
+from edge.capture.sources import open_source
+from edge.capture.truth import TruthFile
+from edge.frames import RingSlot, RingWriter, ring_path
+from edge.messages import FrameId, FrameRef, FrameStatus, encode, host_id, now_ns
+from edge.process import Process
+from edge.settings import CameraSettings, Settings
+from edge.transport import Outbox
+
+TURN_S = 0.2  # longest wait for a frame in one turn
+ORIGIN_BYTES = 400  # of a file's name in an announcement, which has to fit a journal entry
+PEER_WAIT_S = 1.0
+
+
+class CaptureProcess(Process):
+    """`edge capture line.toml --camera NAME`."""
+
+    def __init__(self, settings: Settings, camera: CameraSettings) -> None:
+        super().__init__(f"capture-{camera.name}", settings)
+        self.camera = camera
+        self._host_id = host_id()
+        self._deadline_ns = round(settings.deadline_ms(self.camera) * 1e6)
+        self._sequence = 0
+        self._source: Source | None = None
+        self._ring: RingWriter | None = None
+        self._alert: Outbox | None = None
+        self._infer: Outbox | None = None
+        self._truth: TruthFile | None = None
+        self._fault = ""
+        self._looked = 0.0
+        self._worst_behind_ns = 0
+
+    def setup(self) -> None:
+        """Opens the source, makes (or takes over) the ring, connects to alert and inference."""
+        self.progress(f"opening camera {self.camera.name}")
+        self._source = open_source(self.camera.source)
+        info = self._source.open()
+        self.log.info("camera is open", camera=self.camera.name, source=info.description)
+        slots = self.settings.ring_slots(self.camera, info.max_rate_hz)
+        path = ring_path(self.settings.line.name, self.camera.name)
+        self._ring = RingWriter.create(path, slots, info.max_bytes)
+        self.gauges["ring_slots"] = slots
+        # Alert's return is worth waiting for in the queue; a frame is not, by then.
+        self._alert = Outbox(self.endpoints.alert_in, hold=True)
+        self._infer = Outbox(self.endpoints.infer_in)
+        if not self._infer.wait_for_peer(PEER_WAIT_S):
+            self.log.warning("inference is not there yet; parts are UNJUDGED until it is")
+        truth_file = getattr(self.camera.source, "truth_file", None)
+        if truth_file is not None:
+            self._truth = TruthFile(truth_file)
+        self._source.start(cast(SlotPool, self._ring))  # it takes back only slots of its own kind
+
+    def step(self) -> bool | None:
+        """Waits for one part and announces it."""
+        assert self._source is not None
+        try:
+            grab = self._source.next(TURN_S)
+        except EndOfSource:
+            self._look()
+            self.log.info("the source has ended", parts=self._sequence)
+            return False
+        if grab is not None:
+            self._announce(grab)
+        if time.monotonic() - self._looked > 0.5:
+            self._look()
+        return None
+
+    def teardown(self) -> None:
+        """Closes the camera. Frames in the ring stay readable for the parts in flight."""
+        if self._source is not None:
+            self._source.close()
+        for outbox in (self._alert, self._infer):
+            if outbox is not None:
+                outbox.close()
+        if self._truth is not None:
+            self._truth.close()
+        if self._ring is not None:
+            self._ring.close()
+
+    def _announce(self, grab: Grab) -> None:
+        assert self._ring is not None
+        assert self._alert is not None
+        assert self._infer is not None
+        sequence, slot, generation = self._sequence, 0, 0
+        self._sequence += 1
+        if grab.slot is not None:
+            assert isinstance(grab.slot, RingSlot)
+            slot, generation = grab.slot.index, self._ring.commit(grab.slot)
+        now = now_ns()
+        behind = max(0, now - grab.trigger_ns)
+        frame = FrameRef(
+            id=FrameId(
+                line=self.settings.line.name, camera=self.camera.name, epoch=self._ring.epoch, sequence=sequence
+            ),
+            part=sequence,
+            trigger_ns=grab.trigger_ns,
+            host=self._host_id,
+            age_ns=behind,
+            deadline_ns=self._deadline_ns,
+            status=grab.status,
+            pixel_format=grab.pixel_format,
+            height=grab.height,
+            width=grab.width,
+            ring=self._ring.path.name,
+            slot=slot,
+            generation=generation,
+            camera_frame=grab.camera_frame,
+            camera_time_ns=grab.camera_time_ns,
+            encoder=grab.encoder,
+            origin=_told(grab.origin),
+        )
+        message = encode(frame)
+        self._ring.journal_append(message)
+        if not self._alert.send(message):
+            self.counters["queue_full_alert"] += 1  # it will find the part in the journal
+        if grab.slot is not None and grab.status is FrameStatus.OK:
+            height, width, channels = frame.shape
+            pixels = grab.slot.buffer[: height * width * channels] if self.endpoints.infer_in.remote else None
+            if not self._infer.send(message, pixels):
+                self.counters["queue_full_infer"] += 1
+        self.counters["frames"] += 1
+        if grab.status is not FrameStatus.OK:
+            self.counters[f"failed_{grab.status.value}"] += 1
+            self.log.warning(
+                "a part has no usable frame", sequence=sequence, status=grab.status.value, origin=frame.origin
+            )
+        self._worst_behind_ns = max(self._worst_behind_ns, behind)
+        if self._truth is not None and grab.truth is not None:
+            fault = self._truth.write({"epoch": frame.id.epoch, "sequence": sequence, "part": frame.part, **grab.truth})
+            if fault:
+                self.fault(fault)
+                self._truth = None
+
+    def _look(self) -> None:
+        """Brings state, counters and gauges up to date."""
+        assert self._source is not None
+        self._looked = time.monotonic()
+        self.gauges["behind_ms"] = self._worst_behind_ns / 1e6
+        self._worst_behind_ns = 0
+        fault, counters = self._source.health()
+        for name, value in counters.items():
+            self.counters[f"source_{name}"] = value
+        if fault == self._fault:
+            return
+        if fault:
+            self.counters["source_faults"] += not self._fault
+            self.fault(fault)
+        else:
+            self.log.info("the camera is back", camera=self.camera.name)
+        self._fault = fault
+        self.state = f"degraded: {fault}"[:1024] if fault else "running"
+
+
+def _told(origin: str | None) -> str | None:
+    """An origin that fits an announcement: valid Unicode, and of a very long path its end."""
+    if origin is None:
+        return None
+    data = origin.encode("utf-8", "surrogateescape")
+    if len(data) <= ORIGIN_BYTES:
+        return data.decode("utf-8", "replace")
+    return "…" + data[-ORIGIN_BYTES:].decode("utf-8", "ignore")
