@@ -136,6 +136,11 @@ class PartTable:
         known = self._following(camera, epoch)
         return sequence < known and (camera, epoch, sequence) not in self._parts
 
+    def pass_over(self, camera: str, epoch: int, following: int) -> None:
+        """Parts of this epoch below `following` are not the business of this ledger: they get no verdict."""
+        if camera in self.limit_percent:
+            self._remember(camera, epoch, following)
+
     def begin(self, camera: str, epoch: int, written: Collection[int], now_ns: int, first: int = 0) -> list[Decided]:
         """Takes up an epoch after a restart of this process: `written` are the sequences the ledger holds from
         `first` on. Holes between them are parts without a verdict; they wait for the journal like any gap."""
@@ -223,7 +228,7 @@ class PartTable:
         known = self._following(camera, epoch)
         if part is None and sequence < known:
             return None
-        if known == 0 and epoch < self.begun_ms:
+        if epoch < self.begun_ms and epoch not in self._next.get(camera, ()):
             known = sequence  # this epoch began before the ledger did: what came earlier is not for this ledger
         trigger = self._trigger(frame, now_ns)
         deadline = min(frame.deadline_ns, MAX_DEADLINE_NS)

@@ -50,6 +50,10 @@ class Journals:
             self._waiting.extend(entries)
         return len(self._waiting)
 
+    def epochs(self) -> list[tuple[str, int]]:
+        """Each camera that has a ring, and the epoch of its present (or last) writer."""
+        return [(camera, reader.epoch) for camera, (reader, _) in self._places.items() if reader is not None]
+
     def take(self, known: Callable[[FrameId], bool], most: int = MOST_PER_TURN) -> list[FrameRef]:
         """Announcements that are not `known`, of the next `most` entries that wait."""
         found: list[FrameRef] = []

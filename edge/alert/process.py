@@ -81,6 +81,7 @@ class AlertProcess(Process):
             self._archive.start()
         self._recover(ledger)
         self._inbox = Inbox(self.endpoints.alert_in)
+        self._tell()
 
     def step(self) -> bool | None:
         """One turn."""
@@ -164,6 +165,8 @@ class AlertProcess(Process):
                 first = min(written) if len(written) == MAX_GAP else 0
                 self._decided += self._parts.begin(camera, epoch, written, now, first)
         found = self._announce_all()
+        for camera, epoch in self._journals.epochs():
+            self._parts.pass_over(camera, epoch, 0)  # nothing: whatever comes in this epoch is for this ledger
         if found:
             self.log.info("took up parts without verdict", parts=found)
         self._decided += self._parts.expire(now_ns())
@@ -182,7 +185,9 @@ class AlertProcess(Process):
         frames = self._journals.take(self._parts.knows)
         for frame in frames:
             if wall - (now - frame.trigger_ns) + frame.deadline_ns < begun_ns:
-                continue  # it was over before this ledger was begun: another ledger's part
+                # It was over before this ledger was begun: another ledger's part.
+                self._parts.pass_over(frame.id.camera, frame.id.epoch, frame.id.sequence + 1)
+                continue
             self._decided += self._parts.announce(frame, now)
         return len(frames)
 
