@@ -122,8 +122,12 @@ def encode(manifest: Manifest) -> tuple[str, bytes]:
     """(id, bytes of manifest.json)."""
     body = manifest.model_dump(mode="json", by_alias=True)
     digest = content_id(body)
-    text = json.dumps({"id": digest, **body}, indent=1, ensure_ascii=False, allow_nan=False)
-    return digest, text.encode("utf-8") + b"\n"
+    return digest, _text({"id": digest, **body})
+
+
+def _text(content: Mapping[str, Any]) -> bytes:
+    """The bytes of manifest.json."""
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
 
 
 def read(path: Path) -> tuple[str, Manifest]:
@@ -137,7 +141,8 @@ def read(path: Path) -> tuple[str, Manifest]:
     try:
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{file}: larger than any manifest; this is no bundle")
-        raw = json.loads(file.read_bytes().decode("utf-8"))
+        content = file.read_bytes()
+        raw = json.loads(content.decode("utf-8"))
     except FileNotFoundError as error:
         raise BundleError(f"{file}: missing; {path} is no complete bundle, copy it again from its source") from error
     except OSError as error:
@@ -152,8 +157,10 @@ def read(path: Path) -> tuple[str, Manifest]:
             f"{file}: this bundle has schema {schema!r}, this version of edge-inspect reads schema {SCHEMA}; "
             "calibrate again, or use the version that made it"
         )
+    # Byte for byte: also what JSON reads as the same (1e-5 and 1E-5) was not written so.
+    intact = _is_text_of(content, raw)
     stated = raw.pop("id", None)
-    if not _equal_ids(stated, raw):
+    if not intact or stated != content_id(raw):
         raise BundleError(f"{file}: the content does not match its id, so it was altered; copy the bundle again")
     try:
         return str(stated), Manifest.model_validate(raw)
@@ -162,8 +169,8 @@ def read(path: Path) -> tuple[str, Manifest]:
         raise BundleError(f"{file}: {faults}; calibrate again with this version") from error
 
 
-def _equal_ids(stated: object, body: dict[str, Any]) -> bool:
+def _is_text_of(content: bytes, raw: dict[str, Any]) -> bool:
     try:
-        return stated == content_id(body)
+        return content == _text(raw)
     except ValueError:  # JSON's NaN and Infinity, which Python reads but no manifest holds
         return False
