@@ -84,7 +84,7 @@ def capture(
     ] = None,
 ) -> None:
     """Run the capture process of one camera."""
-    from edge.capture import CaptureProcess
+    from edge.capture.process import CaptureProcess
     from edge.process import run as run_process
     from edge.run import find_line
     from edge.settings import load_settings
@@ -101,7 +101,7 @@ def capture(
 @app.command()
 def infer(line: LineName) -> None:
     """Run the inference process of a line."""
-    from edge.inference import InferenceProcess
+    from edge.inference.process import InferenceProcess
     from edge.process import run as run_process
     from edge.run import find_line
     from edge.settings import load_settings
@@ -113,7 +113,7 @@ def infer(line: LineName) -> None:
 @app.command()
 def alert(line: LineName) -> None:
     """Run the alert process of a line: verdicts, ledger, archive."""
-    from edge.alert import AlertProcess
+    from edge.alert.process import AlertProcess
     from edge.process import run as run_process
     from edge.run import find_line
     from edge.settings import load_settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ class Summary:
     """Counts of verdicts, and latency from trigger to verdict in milliseconds."""
 
     counts: dict[Decision, int]
-    latency_ms: dict[str, float]  # p50, p99, max; empty where no part was judged
+    latency_ms: dict[str, float]  # p50, p99, max; empty where there is no part
 
     @property
     def parts(self) -> int:
@@ -47,9 +48,9 @@ class _History(History):
         return {sequence for (sequence,) in self._rows("sequence", camera, epoch, at_least)}
 
     def latencies_ns(self, after_row: int) -> NDArray[np.int64]:
-        """Of the newest parts after that row, without those that were never judged."""
+        """Of the newest parts after that row; one that was never judged took as long as its deadline."""
         rows = self._connection.execute(
-            "SELECT latency_ns FROM verdicts WHERE row > ? AND decision <> 'unjudged' ORDER BY row DESC LIMIT ?",
+            "SELECT latency_ns FROM verdicts WHERE row > ? ORDER BY row DESC LIMIT ?",
             (after_row, _LATENCIES),
         ).fetchall()
         return np.array(rows, dtype=np.int64).reshape(-1)
@@ -69,6 +70,7 @@ class Results:
         self._history: _History | None = None
         self._announced: dict[str, int] = {}  # journal entry to read next, by camera
         self._open: dict[tuple[str, int], set[int]] = defaultdict(set)  # announced, no verdict seen yet
+        self._since_ms = time.time_ns() // 1_000_000  # epochs from here on are of this run
         history = self.history()
         self.after_row = history.last_row() if history is not None else 0
 
@@ -82,7 +84,7 @@ class Results:
         return self._history
 
     def undecided(self) -> int:
-        """Parts in the cameras' journals that have no row in the ledger. Reads only what is new."""
+        """Parts that this run has announced and that have no row in the ledger. Reads only what is new."""
         for camera in self._settings.cameras:
             self._read_journal(camera.name)
         history = self.history()
@@ -133,5 +135,5 @@ class Results:
                 frame = decode(entry)
             except MessageError:
                 continue  # of another version: alert cannot judge it either, and says so
-            if isinstance(frame, FrameRef):
+            if isinstance(frame, FrameRef) and frame.id.epoch >= self._since_ms:
                 self._open[frame.id.camera, frame.id.epoch].add(frame.id.sequence)
