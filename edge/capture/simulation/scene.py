@@ -26,6 +26,7 @@ from edge.capture.simulation.textures import Bytes
 SMALLEST, LARGEST_SIDE, LARGEST_PIXELS = 64, 8192, 25_000_000
 _NOISE_MARGIN = 61
 _NOISE_PERIOD = 1500
+_BELT_PERIOD = 2048
 MIXED = "mixed"
 _LEAST_DEFECT_PX = 8
 
@@ -114,7 +115,10 @@ class Conveyor:
         reference = min(height, width)
         unit = reference / 480
         self._sprites = {name: PART_TYPES[name](rng, reference, gray) for name in self._types}
-        self._belt = self._gray_or_colour(textures.belt(rng, height, width, unit, (70, 79, 73)))
+        patch = textures.belt(rng, min(height, _BELT_PERIOD), min(width, _BELT_PERIOD), unit, (70, 79, 73))
+        # The width a whole number of patches would have is cut off: a faint seam crosses the view now and then, as a
+        # belt's joint does.
+        self._belt = self._gray_or_colour(textures.tiled(patch, height, width))
         self._lamp_margin = max(4, reference // 12)
         self._lamp = self._lamp_map()
         # Noise from a table moved by a random offset: drawing it anew would cost more than all the rest.

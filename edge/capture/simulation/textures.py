@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 Bytes = NDArray[np.uint8]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def cloud(rng: np.random.Generator, shape: tuple[int, ...], size: float) -> Floats:
@@ -44,12 +45,12 @@ def brushed(rng: np.random.Generator, height: int, width: int, length: float, th
 
 
 def belt(rng: np.random.Generator, height: int, width: int, unit: float, colour: tuple[int, int, int]) -> Bytes:
-    """A matt conveyor belt, uint8 BGR [height, width, 3], periodic along x: weave, wear along the run, scuffs and dust.
+    """A matt conveyor belt, uint8 BGR [height, width, 3], periodic: weave, wear along the run, scuffs and dust.
 
     `unit` is the size in pixels of what is one pixel in a picture of 480 rows.
     """
     pitch = max(3.0, 4.6 * unit)
-    turns_x, turns_y = max(1, round(width / pitch)), height / pitch
+    turns_x, turns_y = max(1, round(width / pitch)), max(1, round(height / pitch))
     x = np.arange(width, dtype=np.float32) * np.float32(2 * np.pi * turns_x / width)
     y = np.arange(height, dtype=np.float32) * np.float32(2 * np.pi * turns_y / height)
     weave = np.sin(x)[None, :] * np.sin(y)[:, None]
@@ -74,10 +75,10 @@ def belt(rng: np.random.Generator, height: int, width: int, unit: float, colour:
     return to_bytes(tone[:, :, None] * np.array(colour, np.float32))
 
 
-def tiled(patch: Floats, height: int, width: int) -> Floats:
-    """A periodic patch repeated to fill [height, width]: drawing fine grain once is enough for large parts."""
+def tiled(patch: NDArray[Scalar], height: int, width: int) -> NDArray[Scalar]:
+    """A periodic patch [h, w, ...] repeated to fill [height, width, ...]: fine grain need not be drawn all over."""
     rows, columns = -(-height // patch.shape[0]), -(-width // patch.shape[1])
-    return np.tile(patch, (rows, columns))[:height, :width].astype(np.float32)
+    return np.tile(patch, (rows, columns) + (1,) * (patch.ndim - 2))[:height, :width]
 
 
 def to_bytes(values: NDArray[np.floating]) -> Bytes:
