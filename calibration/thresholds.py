@@ -48,7 +48,7 @@ class Tail:
         ratio = rate / self.share
         if abs(self.shape) < 1e-9:
             return self.start - self.scale * math.log(ratio)
-        return self.start + self.scale / self.shape * (ratio**-self.shape - 1.0)
+        return self.start + self.scale * math.expm1(-self.shape * math.log(ratio)) / self.shape
 
 
 @dataclass(frozen=True)
