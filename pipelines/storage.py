@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,10 +42,9 @@ def new_folder(path: Path, error: type[InspectError], what: str) -> Iterator[Pat
     """
     if path.exists() or path.is_symlink():
         raise error(f"{path}: exists already, and {what} is never overwritten; choose another name or remove it first")
-    temporary = path.parent / f".{path.name}.{os.getpid()}.part"
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         yield temporary
         for file in sorted(temporary.rglob("*")):

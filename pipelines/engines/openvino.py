@@ -116,7 +116,8 @@ class OpenVinoEngine(Engine):
 
         try:
             for index, frame in enumerate(frames):
-                self._request.set_input_tensor(Tensor(in_place(frame), shared_memory=True))
+                batch = in_place(frame)  # held here: OpenVINO's tensor does not keep it alive
+                self._request.set_input_tensor(Tensor(batch, shared_memory=True))
                 self._request.infer()
                 scores[index] = self._request.get_output_tensor(0).data[0]
                 maps[index] = self._request.get_output_tensor(1).data[0]
