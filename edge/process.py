@@ -10,6 +10,7 @@ two turns. Exit codes: 0 stopped or finished, 1 a fault that the user can cure (
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -182,7 +183,7 @@ class _Runner:
         """Publishes health now."""
         process = self.process
         self._told = time.monotonic()
-        gauges = dict(process.gauges)
+        gauges = {name: value for name, value in process.gauges.items() if math.isfinite(value)}
         gauges["turn_ms_max"] = 1000 * self._longest_turn
         gauges["memory_mb"] = _resident_bytes() / 1e6
         self._longest_turn = 0.0

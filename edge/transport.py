@@ -173,7 +173,9 @@ class Inbox(_Socket):
                 return data, None
             pixels = self.socket.recv(copy=False)
             if not pixels.more:
-                return data, np.frombuffer(pixels.buffer, np.uint8)
+                array = np.frombuffer(pixels.buffer, np.uint8)
+                array.flags.writeable = False
+                return data, array
             while self.socket.getsockopt(zmq.RCVMORE):
                 self.socket.recv(copy=False)
             self.malformed += 1
@@ -299,6 +301,7 @@ def ensure_runtime(folder: Path) -> None:
         raise TransportError(f"{folder}: other users may write here; run `chmod 700 {folder}`")
 
 
+_DOMAIN = "edge-inspect"  # of ZeroMQ's authentication
 _guards: dict[zmq.Context[zmq.Socket[bytes]], ThreadAuthenticator] = {}
 
 
@@ -309,8 +312,8 @@ class _KnownClients:
         self._clients = clients
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether the client with this raw public key may speak."""
-        return zmq.utils.z85.encode(key) in self._clients
+        """Whether the client with this public key (Z85) may speak."""
+        return key in self._clients
 
 
 def _serve_curve(socket: zmq.Socket[bytes], endpoint: Endpoint) -> None:
@@ -319,10 +322,10 @@ def _serve_curve(socket: zmq.Socket[bytes], endpoint: Endpoint) -> None:
     if context not in _guards or not _guards[context].is_alive():
         _guards[context] = ThreadAuthenticator(context)
         _guards[context].start()
-    _guards[context].configure_curve_callback("*", _KnownClients(keys.clients))
+    _guards[context].configure_curve_callback(_DOMAIN, _KnownClients(keys.clients))
     socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
     socket.curve_server = True
-    socket.zap_domain = b"edge-inspect"
+    socket.zap_domain = _DOMAIN.encode()
 
 
 def stop_guards() -> None:
