@@ -21,7 +21,7 @@ from pipelines.encoders.vit import Encoder
 from pipelines.errors import InspectError
 from pipelines.heads import HEADS, Head
 from pipelines.precision import Float32Module
-from pipelines.preprocess import Preprocess, ResizeForm
+from pipelines.preprocess import Preprocess
 from pipelines.regions import RegionsError
 from pipelines.scoring import topk_mean
 
@@ -69,7 +69,7 @@ class Pipeline(nn.Module):
     The state dict holds `encoder.*` and `head.*` and nothing that the configuration already says.
     """
 
-    def __init__(self, config: PipelineConfig, resize_form: ResizeForm = "interpolate") -> None:
+    def __init__(self, config: PipelineConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(EncoderConfig.from_dict(config.encoder))
@@ -77,7 +77,16 @@ class Pipeline(nn.Module):
         self.head: Head[Any] = HEADS[config.head.name](
             config.head, width=self.encoder.width, depth=self.encoder.depth, grid=self.grid, patch=self.encoder.patch
         )
-        self.preprocess = self._preprocess(resize_form)
+        self.preprocess = Preprocess(
+            config.pixel_format,
+            config.input_size,
+            self.encoder.mean,
+            self.encoder.std,
+            config.frame,
+            config.regions,
+            config.resize,
+            config.round_resize,
+        )
         self.scoring = Scoring(config, self.grid)
         self.eval()
 
@@ -101,12 +110,6 @@ class Pipeline(nn.Module):
             pipeline.head = head
         return pipeline.eval()
 
-    def use_resize(self, form: ResizeForm) -> Pipeline:
-        """Chooses the form of the antialiased resize: `matrix` for engines without one (needs `config.frame`)."""
-        device = self.preprocess.scale.device
-        self.preprocess = self._preprocess(form).to(device)
-        return self
-
     def prepare(self) -> Pipeline:
         """Makes the encoder's position tables of this input size ahead, so that an exported graph holds constants."""
         self.encoder.prepare(*self.config.input_size, extra=self.head.extra_tokens)
@@ -114,21 +117,15 @@ class Pipeline(nn.Module):
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """See the class. Raises `ImageError` for frames of another type, shape or size than the configuration's."""
-        images = self.preprocess(frames).to(self.encoder.cls_token.dtype)
-        maps = self.head.patch_scores(self.encoder, images).float()
-        scores, maps = self.scoring(maps.reshape(-1, len(self.config.region_names), *self.grid), self.head)
-        return scores, maps
+        return self.judge(self.preprocess(frames))
 
-    def _preprocess(self, form: ResizeForm) -> Preprocess:
-        config = self.config
-        return Preprocess(
-            config.pixel_format,
-            config.input_size,
-            self.encoder.mean,
-            self.encoder.std,
-            config.frame,
-            config.regions,
-            config.resize,
-            config.round_resize,
-            form,
-        )
+    def judge(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The graph behind the preprocessing: normalised float32 [B * R, 3, S_h, S_w] -> what `forward` returns.
+
+        An engine may run the two parts apart: the preprocessing in float32 for frames of any size, this one in half
+        precision at its one size.
+        """
+        maps = self.head.patch_scores(self.encoder, images.to(self.encoder.cls_token.dtype)).float()
+        maps = maps.reshape(-1, len(self.config.region_names), *self.grid)
+        scores, maps = self.scoring(maps, self.head)
+        return scores, maps
