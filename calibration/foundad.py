@@ -61,6 +61,10 @@ def distance(wanted: Tensor, projected: Tensor, loss: Loss = "l2") -> Tensor:
     return F.mse_loss(projected, wanted) if loss == "l2" else F.smooth_l1_loss(projected, wanted, beta=1.0)
 
 
+def _device(head: FoundAD) -> torch.device:
+    return next(head.projector.parameters()).device
+
+
 def training_loss(head: FoundAD, clean: Tensor, shown: Tensor, keep: Tensor | None, options: TrainingOptions) -> Tensor:
     """Loss of one step: `clean` features [B, N, D] wanted, `shown` ones given, dropped where bool `keep` is False."""
     if keep is not None:
@@ -110,17 +114,18 @@ class FreshViews:
         size = self._options.batch
         pairs = [self._pictures.pair(step * size + i, pasted) for i in range(size)]
         with torch.no_grad():
-            clean = self._head.features(self._encoder, torch.stack([good for good, _ in pairs]))
+            device = _device(self._head)
+            clean = self._head.features(self._encoder, torch.stack([good for good, _ in pairs]).to(device))
             if not pasted:
                 return clean, clean
-            return clean, self._head.features(self._encoder, torch.stack([shown for _, shown in pairs]))
+            return clean, self._head.features(self._encoder, torch.stack([shown for _, shown in pairs]).to(device))
 
 
 class PooledViews:
     """A pool of feature pairs, computed once (float16 [P, N, D] each) and kept in the fit's state."""
 
-    def __init__(self, clean: Tensor, pasted: Tensor, options: TrainingOptions) -> None:
-        self._clean, self._pasted, self._options = clean, pasted, options
+    def __init__(self, clean: Tensor, pasted: Tensor, options: TrainingOptions, device: torch.device) -> None:
+        self._clean, self._pasted, self._options, self._device = clean, pasted, options, device
 
     @classmethod
     def compute(
@@ -135,16 +140,16 @@ class PooledViews:
         """Computes the pool, or takes it from `state` where it is complete."""
         stored = state.load("pool") if state is not None else None
         if stored is not None:
-            return cls(stored[0]["clean"], stored[0]["pasted"], options)
+            return cls(stored[0]["clean"], stored[0]["pasted"], options, _device(head))
         clean, pasted = [], []
         for number in range(options.pool):
             good, shown = pictures.pair(number, True)
             with torch.inference_mode():
-                features = head.features(encoder, torch.stack((good, shown))).half()
+                features = head.features(encoder, torch.stack((good, shown)).to(_device(head))).half().cpu()
             clean.append(features[0].clone())
             pasted.append(features[1].clone())
             report("features", number + 1, options.pool, "")
-        views = cls(torch.stack(clean), torch.stack(pasted), options)
+        views = cls(torch.stack(clean), torch.stack(pasted), options, _device(head))
         if state is not None:
             state.save("pool", {"clean": views._clean, "pasted": views._pasted}, {})
         return views
@@ -157,8 +162,8 @@ class PooledViews:
             cycle, place = divmod(number, count)
             order = np.random.default_rng([self._options.seed, _BATCH, cycle]).permutation(count)
             picked.append(int(order[place]))
-        clean = self._clean[picked].float()
-        return clean, self._pasted[picked].float() if pasted else clean
+        clean = self._clean[picked].to(self._device).float()
+        return clean, self._pasted[picked].to(self._device).float() if pasted else clean
 
 
 def dropout_mask(shape: torch.Size, step: int, options: TrainingOptions) -> Tensor | None:
@@ -208,7 +213,8 @@ class Trainer:
         options = self.options
         rng = np.random.default_rng([options.seed, _BATCH, 0x6A7E, self.step])
         clean, shown = self.views.batch(self.step, bool(rng.random() < options.paste_probability))
-        loss = training_loss(self.head, clean, shown, dropout_mask(shown.shape, self.step, options), options)
+        keep = dropout_mask(shown.shape, self.step, options)
+        loss = training_loss(self.head, clean, shown, None if keep is None else keep.to(shown.device), options)
         value = float(loss.detach())
         if not np.isfinite(value):
             raise FitError(f"training step {self.step}: the loss is {value}; try a smaller --rate or another encoder")
@@ -221,10 +227,10 @@ class Trainer:
         """Stores weights, optimiser and losses in the fit's state."""
         if self._state is None:
             return
-        tensors = {f"weight.{name}": parameter.detach() for name, parameter in self._parameters.items()}
+        tensors = {f"weight.{name}": parameter.detach().cpu() for name, parameter in self._parameters.items()}
         for name, parameter in self._parameters.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}.{name}"] = value.detach()
+                tensors[f"{key}.{name}"] = value.detach().cpu()
         self._state.save("training", tensors, {"step": self.step, "losses": self.losses})
 
     def restore(self) -> bool:
@@ -246,7 +252,8 @@ class Trainer:
             for name, parameter in self._parameters.items():
                 parameter.copy_(tensors[f"weight.{name}"])
                 kept = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-                self._optimizer.state[parameter] = {key: value.clone() for key, value in kept.items()}
+                moments = {key: value.to(parameter.device, copy=True) for key, value in kept.items() if key != "step"}
+                self._optimizer.state[parameter] = {"step": kept["step"].clone(), **moments}
         self.step, self.losses = int(values["step"]), [float(loss) for loss in values["losses"]]
 
 

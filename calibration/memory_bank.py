@@ -37,8 +37,8 @@ def features(
             found = []
             for done, frame in enumerate(images.frames(chunk), start=start + 1):
                 with torch.inference_mode():
-                    pictures = pipeline.preprocess(torch.from_numpy(frame)[None])
-                    found.append(head.features(pipeline.encoder, pictures).half().clone())
+                    pictures = pipeline.preprocess(torch.from_numpy(frame)[None].to(head.bank.device))
+                    found.append(head.features(pipeline.encoder, pictures).half().cpu().clone())
                 report("features", done, len(indices), "")
             part = torch.stack(found)
             if state is not None:
@@ -56,18 +56,18 @@ def fill(head: MemoryBank, kept: Tensor, keep: Tensor, seed: int, report: Report
     Patches that bool `keep` [R, h, w] ignores are left out.
     """
     origin = torch.arange(kept.shape[0])[:, None, None].expand(kept.shape[:3])
-    chosen = keep.flatten(1).expand(kept.shape[:3])
+    chosen = keep.cpu().flatten(1).expand(kept.shape[:3])
     patches, origin = kept[chosen], origin[chosen]
     if len(patches) > CANDIDATES:
         rng = np.random.default_rng([seed, 0xC0DE])
         some = torch.from_numpy(np.sort(rng.permutation(len(patches))[:CANDIDATES]))
         patches, origin = patches[some], origin[some]
-    patches = patches.float()
+    patches = patches.to(head.bank.device).float()
     picked = greedy_coreset(
         patches, head.bank.shape[0], seed=seed, progress=lambda done, total: report("coreset", done, total, "")
     )
-    head.bank.copy_(patches[picked])
-    return origin[picked]
+    head.bank.copy_(patches[picked.to(patches.device)])
+    return origin[picked.cpu()]
 
 
 def leave_one_out(pipeline: Pipeline, kept: Tensor, origin: Tensor, report: Report) -> Tensor:
@@ -81,10 +81,10 @@ def leave_one_out(pipeline: Pipeline, kept: Tensor, origin: Tensor, report: Repo
     scores = []
     try:
         for number in range(kept.shape[0]):
-            head.bank = whole[origin != number]
+            head.bank = whole[(origin != number).to(whole.device)]
             with torch.inference_mode():
-                maps = head.distances(kept[number].float()).reshape(1, kept.shape[1], *head.grid)
-                scores.append(pipeline.scoring(maps, head)[0])
+                maps = head.distances(kept[number].to(whole.device).float()).reshape(1, kept.shape[1], *head.grid)
+                scores.append(pipeline.scoring(maps, head)[0].cpu())
             report("leave-one-out scores", number + 1, kept.shape[0], "")
     finally:
         head.bank = whole

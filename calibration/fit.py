@@ -1,0 +1,269 @@
+"""From a folder of good images to a bundle: data, head, limit, reference frames."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from calibration import foundad, memory_bank
+from calibration.checkpoints import StateFolder
+from calibration.crops import Crops
+from calibration.datasets import NormalImages, load_normals
+from calibration.errors import FitError
+from calibration.foreground import suggest_foreground
+from calibration.options import FitOptions, load_encoder, make_pipeline
+from calibration.plan import Plan, make_plan
+from calibration.references import altered, choose_references
+from calibration.thresholds import Choice, Origin, choose_limit, percent
+from pipelines.bundle import Bundle, write_bundle
+from pipelines.heads.foundad import FoundAD
+from pipelines.heads.memory_bank import MemoryBank
+from pipelines.manifest import Limit, RegionLimit
+from pipelines.pipeline import Pipeline
+
+Report = Callable[[str, int, int, str], None]
+"""report(what, done, total, note)"""
+Say = Callable[[str], None]
+"""say(one line for people)"""
+
+ALTERED_SCORES = 64
+"""Scores of altered copies made where no image can be held out."""
+
+
+@dataclass(frozen=True)
+class FitSummary:
+    """What a fit did; JSON by `to_json`."""
+
+    bundle: Bundle
+    options: FitOptions
+    images: NormalImages
+    plan: Plan
+    choices: tuple[Choice, ...]
+    losses: tuple[float, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return {
+            "bundle": str(self.bundle.path),
+            "id": self.bundle.id,
+            "method": self.options.method,
+            "images": len(self.images),
+            "fitted": len(self.plan.fit),
+            "held_out": len(self.plan.held),
+            "skipped": list(self.images.skipped),
+            "false_reject_rate": self.options.rate,
+            "guaranteed": all(choice.guaranteed for choice in self.choices),
+            "regions": [
+                {"name": name, **asdict(choice), "origin": choice.origin.value}
+                for name, choice in zip(self.bundle.config.region_names, self.choices, strict=True)
+            ],
+            "first_loss": float(np.mean(self.losses[:20])) if self.losses else None,
+            "last_loss": float(np.mean(self.losses[-20:])) if self.losses else None,
+            "steps": len(self.losses),
+            "seconds": self.seconds,
+        }
+
+
+def fit(options: FitOptions, report: Report, say: Say) -> FitSummary:
+    """Runs a fit from images to bundle.
+
+    Raises `InspectError` (and its branches) for anything that stands in the way; nothing is written then except the
+    state that `--resume` goes on from.
+    """
+    started = time.monotonic()
+    if options.out.exists():
+        raise FitError(
+            f"{options.out}: exists already; bundles are never overwritten, choose another --out or remove it"
+        )
+    encoder = load_encoder(options.encoder)
+    images = load_normals(
+        options.images, options.skip_bad, options.pixel_format, lambda done, total: report("images", done, total, "")
+    )
+    for line in images.skipped:
+        say(f"left out {line}")
+    pipeline = make_pipeline(options, encoder, images)
+    regions = len(pipeline.config.region_names)
+    trains = options.method == "foundad"
+    plan = make_plan(len(images), options.rate, regions, options.seed, trains, options.held_out, options.guarantee)
+    say(describe(images, plan))
+    options, pipeline = _settle(options, pipeline, images, plan, say)
+    state = StateFolder.beside(options.out, _identity(options, pipeline, images, plan))
+    if state.open(options.resume):
+        say(f"going on from {state.path}")
+    elif options.resume:
+        say("there is no interrupted fit to go on from; starting from the beginning")
+    device = open_device(options.device)
+    scores, losses = _train(options, pipeline.to(device), images, plan, state, report)
+    pipeline.cpu().eval().requires_grad_(False)
+    if scores is None:
+        scores = _score(pipeline, images, _unseen(images, plan, options), report)
+    choices = tuple(choose_limit(column, plan.rate, plan.origin, options.guarantee) for column in scores.T)
+    bundle = _write(options, pipeline, images, plan, choices, scores)
+    state.remove()
+    return FitSummary(bundle, options, images, plan, choices, tuple(losses), time.monotonic() - started)
+
+
+def open_device(name: str) -> torch.device:
+    """A torch device by name ("cpu", "cuda", "cuda:1"). Raises `FitError` where there is none."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise FitError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); use --device cpu") from error
+    return device
+
+
+def describe(images: NormalImages, plan: Plan) -> str:
+    """How the images are used, in words."""
+    size = f"{images.frame[1]} x {images.frame[0]} px" if images.frame else "of several sizes"
+    how = {
+        Origin.HELD_OUT: f"{len(plan.fit)} for the fit, {len(plan.held)} held out for the limit",
+        Origin.CROSS: "all for the fit, the limit by leaving one out",
+        Origin.AUGMENTED: "all for the fit, the limit from altered copies of them",
+    }[plan.origin]
+    return f"{len(images)} good images ({images.pixel_format.value}, {size}): {how}"
+
+
+def _settle(
+    options: FitOptions, pipeline: Pipeline, images: NormalImages, plan: Plan, say: Say
+) -> tuple[FitOptions, Pipeline]:
+    """Fills in what depends on the images: the bank's size, or the foreground rule."""
+    if options.method == "memory_bank":
+        patches = int(pipeline.scoring.keep.sum()) * len(plan.fit)
+        if options.bank <= patches:
+            return options, pipeline
+        config = pipeline.config
+        head = config.head.model_copy(update={"size": patches})
+        return options, Pipeline.from_config(config.model_copy(update={"head": head}), encoder=pipeline.encoder)
+    rule = options.foreground
+    if rule is None:
+        crops = Crops(pipeline)
+        crops.extend(images.frames(plan.fit[:16]))
+        rule = suggest_foreground([crops[i].permute(1, 2, 0).contiguous().numpy() for i in range(len(crops))])
+        say(f"foreground for synthetic defects: {rule.value} (suggested by the images; --foreground overrides)")
+    training = replace(options.training, foreground=rule, seed=options.seed)
+    return replace(options, foreground=rule, training=training), pipeline
+
+
+def _identity(options: FitOptions, pipeline: Pipeline, images: NormalImages, plan: Plan) -> dict[str, Any]:
+    """What a resumed fit must share with the interrupted one. Threads and the time budget do not count."""
+    training = {**asdict(options.training), "foreground": options.training.foreground.value}
+    training.pop("minutes")
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(pipeline.encoder.state_dict().items()):
+        hasher.update(name.encode() + tensor.numpy().tobytes())
+    return {
+        "method": options.method,
+        "seed": options.seed,
+        "images": images.fingerprint,
+        "paths": hashlib.sha256("\0".join(str(path) for path in images.paths).encode()).hexdigest(),
+        "encoder": hasher.hexdigest(),
+        "pipeline": pipeline.config.model_dump(mode="json"),
+        "fit": list(plan.fit),
+        "training": training if options.method == "foundad" else None,
+    }
+
+
+def _train(
+    options: FitOptions, pipeline: Pipeline, images: NormalImages, plan: Plan, state: StateFolder, report: Report
+) -> tuple[NDArray[np.float64] | None, list[float]]:
+    """Fits the head; returns the scores [n, R] for the limit where the fit yields them, and the losses."""
+    head = pipeline.head
+    if isinstance(head, FoundAD):
+        crops = Crops(pipeline)
+        for done, frame in enumerate(images.frames(plan.fit), start=1):
+            crops.extend([frame])
+            report("crops", done, len(plan.fit), "")
+        return None, foundad.train(head, pipeline.encoder, crops, options.training, state, report)
+    assert isinstance(head, MemoryBank)
+    kept = memory_bank.features(pipeline, images, plan.fit, state, report)
+    origin = memory_bank.fill(head, kept, pipeline.scoring.keep, options.seed, report)
+    if plan.origin is not Origin.CROSS:
+        return None, []
+    return memory_bank.leave_one_out(pipeline, kept, origin, report).double().numpy(), []
+
+
+def _unseen(images: NormalImages, plan: Plan, options: FitOptions) -> list[NDArray[np.uint8] | int]:
+    """What the limit is chosen on: numbers of held-out images, or altered copies of the fitted ones."""
+    if plan.origin is Origin.HELD_OUT:
+        return list(plan.held)
+    bayer = images.pixel_format.is_bayer
+    copies: list[NDArray[np.uint8] | int] = []
+    for number in range(max(ALTERED_SCORES, len(plan.fit))):
+        rng = np.random.default_rng([options.seed, 0xA17, number])
+        copies.append(altered(images.read(plan.fit[number % len(plan.fit)]), rng, bayer))
+    return copies
+
+
+def _score(pipeline: Pipeline, images: NormalImages, frames: Sequence[Any], report: Report) -> NDArray[np.float64]:
+    """Raw scores [n, R] of frames, or of image numbers."""
+    scores: list[Tensor] = []
+    for done, item in enumerate(frames, start=1):
+        frame = images.read(item) if isinstance(item, int) else item
+        with torch.inference_mode():
+            scores.append(pipeline(torch.from_numpy(frame)[None])[0])
+        report("scores for the limit", done, len(frames), "")
+    return torch.cat(scores).double().numpy()
+
+
+def _write(
+    options: FitOptions,
+    pipeline: Pipeline,
+    images: NormalImages,
+    plan: Plan,
+    choices: Sequence[Choice],
+    scores: NDArray[np.float64],
+) -> Bundle:
+    config = pipeline.config
+    names = config.region_names
+    limit = Limit(
+        regions=tuple(
+            RegionLimit(name=name, limit=choice.limit, floor=choice.floor)
+            for name, choice in zip(names, choices, strict=True)
+        ),
+        method=choices[0].method,
+        false_reject_rate=options.rate,
+        n_normals=choices[0].scores,
+        guarantee=guarantee_words(choices, options.rate),
+        seed=options.seed,
+    )
+    pool = plan.held or plan.fit
+    # Good reference frames spread over the scores seen, so that the gate is not tried on one kind only.
+    order = np.argsort(scores[:, 0])[:: max(1, len(scores) // 4)] if len(scores) == len(pool) else np.arange(len(pool))
+    normals = [images.read(pool[int(i)]) for i in order[:4]]
+    limits = np.array([choice.limit for choice in choices])
+    provenance = {
+        "made_by": "calibrate fit",
+        "method": options.method,
+        "encoder": config.encoder["name"],
+        "images": len(images),
+        "images_fingerprint": images.fingerprint,
+        "fitted": len(plan.fit),
+        "held_out": len(plan.held),
+        "scores_for_the_limit": plan.origin.value,
+        "seed": options.seed,
+        "limits": [{**asdict(choice), "origin": choice.origin.value} for choice in choices],
+    }
+    if options.method == "foundad":
+        provenance["training"] = {**asdict(options.training), "foreground": options.training.foreground.value}
+    return write_bundle(
+        options.out, pipeline, limit, choose_references(pipeline, normals, limits, options.seed), provenance
+    )
+
+
+def guarantee_words(choices: Sequence[Choice], rate: float) -> str:
+    """The promise of all regions together, in words."""
+    if len(choices) == 1:
+        return choices[0].words
+    share = percent(rate / len(choices))
+    split = f"Each of {len(choices)} regions is given {share}, so that together they stay within {percent(rate)}. "
+    return split + choices[0].words

@@ -1,0 +1,102 @@
+"""What the user of `calibrate fit` may choose, and the pipeline it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from calibration.datasets import NormalImages
+from calibration.errors import FitError
+from calibration.foreground import Foreground
+from calibration.foundad import TrainingOptions
+from pipelines.config import FoundADConfig, HeadConfig, MemoryBankConfig, PipelineConfig, ScoreRule
+from pipelines.encoders import Encoder, compact, from_checkpoint
+from pipelines.images import PixelFormat
+from pipelines.pipeline import Pipeline
+from pipelines.regions import Region, RegionsFile
+
+Method = Literal["foundad", "memory_bank"]
+
+DEFAULT_TOP_K: dict[Method, int] = {"memory_bank": 4, "foundad": 10}
+DEFAULT_PIXELS = {"compact": 320}
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Everything that decides what a fit gives. Defaults are explained and measured in docs/calibration.md.
+
+    `encoder`: "compact" or a checkpoint. `size`: height and width of the input in pixels; None = the encoder's own (320
+    square with the compact encoder). `top_k`: patches averaged in a score; None = the method's default. `block`:
+    1-based encoder block of the memory bank; None = the last but one. `foreground` None = suggested from the images.
+    `guarantee`: refuse where the images cannot promise the rate.
+    """
+
+    images: Path
+    out: Path
+    method: Method = "memory_bank"
+    encoder: str = "compact"
+    size: tuple[int, int] | None = None
+    seed: int = 0
+    rate: float = 0.01
+    guarantee: bool = False
+    held_out: int | None = None
+    top_k: int | None = None
+    regions: Path | None = None
+    pixel_format: PixelFormat | None = None
+    any_size: bool = False
+    skip_bad: bool = False
+    resume: bool = False
+    bank: int = 10_000
+    block: int | None = None
+    pool: int = 1
+    embed: int | None = None
+    foreground: Foreground | None = None
+    device: str = "cpu"
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+
+
+def load_encoder(name: str) -> Encoder:
+    """The shipped compact encoder, or one from a checkpoint file. Raises `WeightsError`."""
+    return compact() if name == "compact" else from_checkpoint(Path(name))
+
+
+def make_pipeline(options: FitOptions, encoder: Encoder, images: NormalImages) -> Pipeline:
+    """The pipeline to be fitted, regions and frame size resolved. Raises `InspectError` where options do not fit."""
+    size = options.size or default_size(encoder, options.method)
+    grid = encoder.check_size(*size)
+    regions: tuple[Region, ...] = ()
+    if options.regions is not None:
+        if images.frame is None:
+            raise FitError(
+                f"{options.images}: regions need images of one size, these differ; take all of them with one camera"
+            )
+        regions = RegionsFile.load(options.regions).resolve(images.frame, grid)
+    elif options.pixel_format is not None and options.pixel_format.is_bayer and images.frame is None:
+        raise FitError(f"{options.images}: Bayer images must all have one size")
+    config = PipelineConfig(
+        encoder=encoder.config.to_dict(),
+        head=_head_config(options, encoder),
+        input_size=size,
+        pixel_format=images.pixel_format,
+        frame=None if options.any_size and not regions else images.frame,
+        regions=regions,
+        score=ScoreRule(k=options.top_k if options.top_k is not None else DEFAULT_TOP_K[options.method]),
+    )
+    return Pipeline.from_config(config, encoder=encoder)
+
+
+def default_size(encoder: Encoder, method: Method) -> tuple[int, int]:
+    """Input size where none is asked for: measured for the compact encoder, published for the others."""
+    side = DEFAULT_PIXELS.get(encoder.config.family, 512 if method == "foundad" else encoder.config.native_size or 512)
+    side = side // encoder.patch * encoder.patch
+    return side, side
+
+
+def _head_config(options: FitOptions, encoder: Encoder) -> HeadConfig:
+    if options.method == "foundad":
+        # The published projector is half as wide as ViT-B's tokens; narrower encoders keep the ratio, not the number.
+        embed = options.embed or min(384, max(96, encoder.width // 2))
+        return FoundADConfig(embed=embed, last=min(3, encoder.depth))
+    block = options.block if options.block is not None else max(1, encoder.depth - 1)
+    return MemoryBankConfig(blocks=(block,), normed=True, distance="cosine", pool=options.pool, size=options.bank)
