@@ -237,10 +237,7 @@ def pull(
 
 
 def _by_hand(entry: Published) -> str:
-    if entry.gated:
-        what = f"{entry.file} from {entry.page} (accept the {entry.licence} there)"
-    else:
-        what = entry.url
+    what = f"{entry.file} from {entry.page} (accept the {entry.licence} there)" if entry.gated else entry.url
     return (
         f"Without a network: fetch {what}, about {entry.megabytes} MB, on another computer, carry it over as "
         f"{carried_path(entry)} and run `edge weights pull {entry.name}` again"

@@ -261,12 +261,19 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 @contextmanager
 def _locked(part: Path) -> Iterator[IO[bytes]]:
     """The part file, opened to append and held against a second download of the same file."""
+    busy = f"{part}: another process is fetching this file; wait for it to end"
     with part.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DownloadError(f"{part}: another process is fetching this file; wait for it to end") from None
-        yield file
+            raise DownloadError(busy) from None
+        if not part.exists() or not os.path.samestat(os.fstat(file.fileno()), part.stat()):
+            raise DownloadError(busy)  # it was renamed between being opened and being held: that fetch is complete
+        try:
+            yield file
+        finally:
+            if os.fstat(file.fileno()).st_size == 0:
+                part.unlink(missing_ok=True)
 
 
 def _notes(path: Path) -> Path:
