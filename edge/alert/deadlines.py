@@ -48,7 +48,7 @@ NO_JUDGMENT = {
     ScoreStatus.TORN: "the frame was overwritten before it was judged",
     ScoreStatus.LATE: "inference received the frame too late",
     ScoreStatus.REFUSED: "the bundle cannot judge this frame",
-    ScoreStatus.FAILED: "the engine failed",
+    ScoreStatus.FAILED: "inference failed",
 }
 SILENCE = "no score before the deadline"
 CROWDED = "too many parts in flight"
