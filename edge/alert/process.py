@@ -119,6 +119,7 @@ class AlertProcess(Process):
             self._recorder.ledger.close()
         if self._inbox is not None:
             self._inbox.close()
+        self._inbox = self._recorder = self._archive = None
         self._rings.close()
 
     # --- hearing ----------------------------------------------------------------------------------------------------

@@ -111,6 +111,7 @@ class InferenceProcess(Process):
         for socket in (self._inbox, self._outbox):
             if socket is not None:
                 socket.close()
+        self._inbox = self._outbox = None
         self._swap.abandon()
         for judge in self._judges.values():
             judge.close()
