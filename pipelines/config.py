@@ -57,6 +57,9 @@ class VisualADConfig(_Model):
     taps: tuple[int, ...] = Field(default=(), description="1-based encoder blocks that are scored; () = the quarters")
     anchors: int = Field(default=4, ge=1, le=64, description="anchor queries of the cross-attention")
     positions: int = Field(default=1536, ge=1, description="length of the cross-attention's position table")
+    token_positions: bool = Field(
+        default=False, description="the two tokens have stored position entries; false = the class token's entry"
+    )
 
 
 class ViTADConfig(_Model):

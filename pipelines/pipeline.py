@@ -75,7 +75,12 @@ class Pipeline(nn.Module):
         self.encoder = Encoder(EncoderConfig.from_dict(config.encoder))
         self.grid = self.encoder.check_size(*config.input_size)
         self.head: Head[Any] = HEADS[config.head.name](
-            config.head, width=self.encoder.width, depth=self.encoder.depth, grid=self.grid, patch=self.encoder.patch
+            config.head,
+            width=self.encoder.width,
+            depth=self.encoder.depth,
+            grid=self.grid,
+            patch=self.encoder.patch,
+            norm_eps=self.encoder.config.norm_eps,
         )
         self.preprocess = Preprocess(
             config.pixel_format,

@@ -29,8 +29,19 @@ class Head(nn.Module, ABC, Generic[ConfigT]):
     extra_tokens: int = 0
     """Tokens the head adds to the front of the encoder's sequence."""
 
-    def __init__(self, config: ConfigT, *, width: int, depth: int, grid: tuple[int, int], patch: int) -> None:
+    def __init__(
+        self,
+        config: ConfigT,
+        *,
+        width: int,
+        depth: int,
+        grid: tuple[int, int],
+        patch: int,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        """`norm_eps` is that of the encoder's final norm, for heads that bring their own copy of it."""
         super().__init__()
+        del norm_eps
         self.config = config
         self.width, self.depth, self.grid, self.patch = width, depth, grid, patch
 

@@ -16,7 +16,7 @@ from pipelines.encoders.vit import Encoder
 from pipelines.errors import WeightsError
 from pipelines.heads.base import Head
 from pipelines.heads.blocks import Block, init_linear
-from pipelines.heads.published import load, require, tensors_of, under
+from pipelines.heads.published import load, part_with, require, tensors_of
 from pipelines.precision import unit
 from pipelines.scoring import topk_mean
 
@@ -96,8 +96,8 @@ class FoundAD(Head[FoundADConfig]):
         The checkpoint does not say its number of heads: 12 wherever that divides the width, as published.
         """
         flat = tensors_of(state)
-        part = under(flat, "predictor.") or flat
-        require(part, ("predictor_embed.weight", "predictor_norm.weight", "predictor_proj.weight"), "FoundAD")
+        part = part_with(flat, "predictor_embed.weight")
+        require(part or flat, ("predictor_embed.weight", "predictor_norm.weight", "predictor_proj.weight"), "FoundAD")
         embed, width = part["predictor_embed.weight"].shape
         if width != encoder.width:
             raise WeightsError(
@@ -126,6 +126,6 @@ class FoundAD(Head[FoundADConfig]):
             heads=12 if embed % 12 == 0 else 6,
             position_table="positions" in renamed,
         )
-        head = cls(config, width=encoder.width, depth=encoder.depth, grid=grid, patch=encoder.patch)
+        head = cls(config, width=width, depth=encoder.depth, grid=grid, patch=encoder.patch)
         load(head.projector, renamed, "FoundAD")
         return head

@@ -23,13 +23,16 @@ def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def under(state: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
-    """The entries below the first of `prefixes` that has any, without it; empty where none has."""
-    for prefix in prefixes:
-        part = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        if part:
-            return part
-    return {}
+def part_with(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The entries that share the prefix of the one called `name` (`net_s.`, `predictor.`, none), without that prefix.
+
+    Empty where there is no such entry.
+    """
+    hits = sorted((key for key in state if key == name or key.endswith(f".{name}")), key=len)
+    if not hits:
+        return {}
+    prefix = hits[0].removesuffix(name)
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
 
 
 def require(state: Mapping[str, Tensor], names: Iterable[str], what: str) -> None:
