@@ -20,6 +20,7 @@ from edge.contact_sheet import COLUMNS, Section, Tile, write
 from edge.messages import Decision
 from pipelines.errors import InspectError
 
+_LEAST_CROP_PX, _CROP_BOXES = 176, 3  # a crop around a defect: its least side, and how many boxes it spans
 MISSED, FALSE, REJECTED, UNSURE = (214, 40, 40), (240, 140, 0), (60, 120, 190), (120, 120, 126)
 
 
@@ -174,8 +175,17 @@ def _spread(parts: Sequence[Judged], most: int) -> list[Judged]:
 
 
 def _drawn(part: Judged, conveyor: Conveyor) -> Tile:
-    """A part that is not in the archive, drawn again, with the true place of its defect."""
-    return Tile(_rgb(conveyor.part(part.index).image), *_words(part), box=part.box)
+    """A part that is not in the archive, drawn again; of a defective one, what surrounds the defect."""
+    image = conveyor.part(part.index).image
+    if part.box is None:
+        return Tile(_rgb(image), *_words(part))
+    left, top, right, bottom = part.box
+    height, width = image.shape[:2]
+    side = min(height, width, max(_LEAST_CROP_PX, _CROP_BOXES * max(right - left, bottom - top)))
+    x = min(max(0, (left + right - side) // 2), width - side)
+    y = min(max(0, (top + bottom - side) // 2), height - side)
+    box = left - x, top - y, right - x, bottom - y
+    return Tile(_rgb(image[y : y + side, x : x + side]), *_words(part), box=box)
 
 
 def _archived(part: Judged, archive: Path, conveyor: Conveyor) -> Tile:

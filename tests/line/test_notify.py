@@ -1,5 +1,6 @@
 """What a real process tells the service manager, over a real notify socket."""
 
+import itertools
 import os
 import select
 import signal
@@ -45,7 +46,7 @@ def test_process_is_ready_feeds_the_watchdog_and_says_that_it_stops(make_line, s
             for _ in range(4):
                 hear(socket, lambda notice: notice.fields.get("WATCHDOG") == "1", 5.0)
                 times.append(time.monotonic())
-            longest = max(after - before for before, after in zip(times, times[1:], strict=False))
+            longest = max(after - before for before, after in itertools.pairwise(times))
             assert longest < 0.8, "fed more slowly than the watchdog bites"
 
             # A stopped work loop is silent, whatever else the process could still do.
