@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -26,7 +27,13 @@ Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Shows errors only.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; all cores otherwise.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leaves out images that cannot be used, and names them.")]
-Method = Literal["foundad", "memory_bank"]
+
+
+class MethodName(str, Enum):
+    """Methods that can be fitted."""
+
+    MEMORY_BANK = "memory_bank"
+    FOUNDAD = "foundad"
 
 
 @app.callback()
@@ -50,8 +57,8 @@ def fit(
     images: Images,
     out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="The bundle to write; must not exist.")],
     method: Annotated[
-        Method, typer.Option(help="memory_bank needs no training; foundad trains a projector.")
-    ] = "memory_bank",
+        MethodName, typer.Option(help="memory_bank needs no training; foundad trains a projector.")
+    ] = MethodName.MEMORY_BANK,
     encoder: Annotated[
         str, typer.Option(metavar="compact|FILE", help="The shipped encoder, or published weights.")
     ] = "compact",
@@ -95,9 +102,7 @@ def fit(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     threads: Threads = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Goes on after an interruption, with the same result.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Goes on after an interruption.")] = False,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -114,7 +119,7 @@ def fit(
     options = FitOptions(
         images=images,
         out=out,
-        method=method,
+        method=method.value,
         encoder=encoder,
         size=None if size is None else parse_size(size),
         seed=seed,

@@ -28,6 +28,7 @@ from calibration.errors import FitError
 from calibration.foreground import Foreground, denormalise, foreground_mask
 from calibration.synthesis import paste, sample
 from pipelines.encoders import Encoder
+from pipelines.heads.blocks import init_linear
 from pipelines.heads.foundad import FoundAD
 
 Loss = Literal["l2", "smooth_l1"]
@@ -257,6 +258,17 @@ class Trainer:
         self.step, self.losses = int(values["step"]), [float(loss) for loss in values["losses"]]
 
 
+def initialise(head: FoundAD, seed: int) -> None:
+    """Draws the projector's weights anew, as published, from `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        device = _device(head)
+        head.projector.cpu().apply(init_linear)
+        if head.projector.positions is not None:
+            torch.nn.init.trunc_normal_(head.projector.positions, std=0.02)
+        head.projector.to(device)
+
+
 def train(
     head: FoundAD,
     encoder: Encoder,
@@ -268,9 +280,7 @@ def train(
     """Trains the head's projector from the seed's own initial weights; returns the loss of every step."""
     if len(crops) == 0:
         raise FitError("no pictures to train on")
-    torch.manual_seed(options.seed)
-    fresh = FoundAD(head.config, width=head.width, depth=head.depth, grid=head.grid, patch=head.patch)
-    head.load_state_dict(fresh.state_dict())
+    initialise(head, options.seed)
     pictures = Pictures(crops, encoder, options)
     views: Views
     if options.pool > 0:

@@ -70,4 +70,4 @@ class Reporter:
     def say(self, line: str) -> None:
         """Prints one line above the bars."""
         if not self._quiet:
-            self._console.print(line, highlight=False, markup=False)
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)

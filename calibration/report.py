@@ -21,8 +21,10 @@ def show_fit(console: Console, summary: FitSummary) -> None:
             name, f"{choice.limit:.5g}", f"{choice.floor:.5g}", second, str(choice.scores), choice.origin.value
         )
     console.print(table)
-    console.print(summary.bundle.limit.guarantee, highlight=False, markup=False)
-    console.print(f"wrote {summary.bundle.path} ({summary.bundle.id[:12]})", highlight=False, markup=False)
+    console.print(summary.bundle.limit.guarantee, highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"wrote {summary.bundle.path} ({summary.bundle.id[:12]})", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def show_scores(console: Console, results: Results) -> None:

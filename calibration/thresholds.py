@@ -56,7 +56,7 @@ class Choice:
     """A limit and how it came about; `guaranteed` tells whether the finite-sample promise holds at `rate`."""
 
     limit: float
-    floor: float  # shown as 0 percent of limit, placed so that the median good part shows as 50 percent
+    floor: float  # shown as 0 percent of limit: the median good part
     rate: float
     origin: Origin
     scores: int
@@ -151,8 +151,7 @@ def choose_limit(scores: ArrayLike, rate: float, origin: Origin, strict: bool = 
         guaranteed, words = False, _no_promise(values.size, rate, origin)
     median = float(np.median(values))
     limit = max(limit, median + max(1e-6, 1e-3 * abs(median)))  # equal scores must leave a scale to show percent on
-    floor = max(0.0, 2.0 * median - limit) if values[0] >= 0.0 else 2.0 * median - limit
-    return Choice(limit, floor, rate, origin, values.size, method, guaranteed, words, second)
+    return Choice(limit, median, rate, origin, values.size, method, guaranteed, words, second)
 
 
 def _no_promise(count: int, rate: float, origin: Origin) -> str:
