@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from . import clip, dino
-from .config import EncoderConfig, Family
+from .config import EncoderConfig, Family, TableResize
 from .forms import HF_CLIP, HF_DINOV2, HF_DINOV3, OPENAI_CLIP, Recognised, recognise
 from .vit import Encoder
 
@@ -35,7 +35,7 @@ CONFIGS: dict[str, EncoderConfig] = {**dino.CONFIGS, **clip.CONFIGS}
 METADATA_KEY = "edge_inspect_encoder"
 """Safetensors metadata entry under which `save` writes the configuration."""
 
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 
 _TEMPLATES: dict[Family, EncoderConfig] = {
     "dino": CONFIGS["dino_vits16"],
@@ -47,7 +47,10 @@ _TEMPLATES: dict[Family, EncoderConfig] = {
 
 
 def from_checkpoint(
-    source: Path | str | Mapping[str, Tensor], name: str | None = None, heads: int | None = None
+    source: Path | str | Mapping[str, Tensor],
+    name: str | None = None,
+    heads: int | None = None,
+    table_resize: TableResize | None = None,
 ) -> Encoder:
     """An encoder with published weights, float32, frozen.
 
@@ -55,6 +58,8 @@ def from_checkpoint(
     DINOv3 or CLIP, in the Hugging Face form of one of them, or as `save` wrote it. `name`: a key of `CONFIGS` that the
     weights must be; without it the configuration is read off the keys and shapes, any depth and width. `heads`: the
     number of attention heads, needed only where it cannot be told: by default heads are 64 channels wide.
+    `table_resize`: another rule than the family's own for the position table off its native size (ViTAD was published
+    with DINO v1 weights and `bicubic_antialias`).
 
     Raises WeightsError when the file cannot be read, its keys or shapes fit no encoder (or not the named one), or a
     weight is not a finite number.
@@ -73,6 +78,8 @@ def from_checkpoint(
         config = _named(name, config, heads, title)
     elif heads is not None and heads != config.heads:
         raise WeightsError(f"{title}: its own configuration says {config.heads} heads, not {heads}")
+    if table_resize is not None:
+        config = config.with_(table_resize=table_resize)
     return _fill(config, tensors, title)
 
 

@@ -137,6 +137,7 @@ def procedural() -> SimpleNamespace:
         image=image,
         full=full,
         data=DATA,
+        golden=GOLDEN,
     )
 
 

@@ -455,6 +455,17 @@ def test_damaged_tables(original: Callable[..., State]) -> None:
         from_checkpoint(state)
 
 
+def test_another_rule_for_the_position_table(original: Callable[..., State]) -> None:
+    state, images = original("dino"), torch.randn(1, 3, 64, 96)
+    own, other = from_checkpoint(state), from_checkpoint(state, table_resize="bicubic_antialias")
+    assert other.config == own.config.with_(table_resize="bicubic_antialias")
+    difference = other.tokens(images) - own.tokens(images)
+    assert 1e-3 < difference[:, 1:].abs().max() < 0.5
+    torch.testing.assert_close(own.features(images[:, :, :48, :48]), other.features(images[:, :, :48, :48]))
+    with pytest.raises(WeightsError, match="learned position table"):
+        from_checkpoint(original("dinov3"), table_resize="bicubic_antialias")
+
+
 def test_loading_leaves_the_callers_tensors_alone(original: Callable[..., State]) -> None:
     state = original("dinov3")
     before = {key: tensor.clone() for key, tensor in state.items()}

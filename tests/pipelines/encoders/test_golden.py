@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from pipelines.encoders import Encoder, compact, from_checkpoint
-from pipelines.encoders.positions import rotary_table
+from pipelines.encoders.positions import resize_table, rotary_table
 
 NAMES = ("dino_vits16_d2", "dinov2_vits14_d2", "dinov2_vits14_reg4_d2", "dinov3_vits16_d2")
 TOLERANCE = 2e-4
@@ -61,6 +62,22 @@ def test_full_reference_arrays(name: str, encoders: dict[str, Encoder], procedur
         got = stages(encoders[name], read(f"{tag}/input"), name == "dino_vits16_d2")
         for key in (key for key in procedural.stored(name) if key.startswith(f"{tag}/")):
             torch.testing.assert_close(got[key.split("/")[1]], read(key), atol=TOLERANCE, rtol=0)
+
+
+def test_antialiased_rule_against_full_reference(procedural: SimpleNamespace) -> None:
+    """The rule of DINOv2's variants with registers, and of ViTAD's published encoder, at many sizes."""
+    path = procedural.golden / "vitad" / "timm_pos_embed_resize.npz"
+    if not path.is_file():
+        pytest.skip(f"the full reference arrays are not here ({path}; set EDGE_INSPECT_GOLDEN to their folder)")
+    with np.load(path) as file:
+        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+    native = arrays.pop("pos_embed_14x14_with_cls")
+    assert len(arrays) == 4
+    for key, expected in arrays.items():
+        rows, cols = map(int, key.removeprefix("resized_").split("x"))
+        torch.testing.assert_close(expected[:, :1], native[:, :1])
+        ours = resize_table(native[:, 1:], rows, cols, "bicubic_antialias")
+        torch.testing.assert_close(ours, expected[:, 1:], atol=1e-5, rtol=0)
 
 
 def test_features_keep_patches_only(encoders: dict[str, Encoder], procedural: SimpleNamespace) -> None:
