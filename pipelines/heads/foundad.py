@@ -57,8 +57,17 @@ class FoundAD(Head[FoundADConfig]):
     name = "foundad"
     Config = FoundADConfig
 
-    def __init__(self, config: FoundADConfig, *, width: int, depth: int, grid: tuple[int, int], patch: int) -> None:
-        super().__init__(config, width=width, depth=depth, grid=grid, patch=patch)
+    def __init__(
+        self,
+        config: FoundADConfig,
+        *,
+        width: int,
+        depth: int,
+        grid: tuple[int, int],
+        patch: int,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__(config, width=width, depth=depth, grid=grid, patch=patch, norm_eps=norm_eps)
         if config.embed % config.heads:
             raise WeightsError(f"foundad: {config.heads} heads do not divide the projector's width {config.embed}")
         if config.last > depth:

@@ -31,8 +31,17 @@ class MemoryBank(Float32Module, Head[MemoryBankConfig]):
     Config = MemoryBankConfig
     bank: Tensor
 
-    def __init__(self, config: MemoryBankConfig, *, width: int, depth: int, grid: tuple[int, int], patch: int) -> None:
-        super().__init__(config, width=width, depth=depth, grid=grid, patch=patch)
+    def __init__(
+        self,
+        config: MemoryBankConfig,
+        *,
+        width: int,
+        depth: int,
+        grid: tuple[int, int],
+        patch: int,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__(config, width=width, depth=depth, grid=grid, patch=patch, norm_eps=norm_eps)
         self.blocks = config.blocks or (depth,)
         if min(self.blocks) < 1 or max(self.blocks) > depth:
             raise WeightsError(f"memory_bank: the encoder has blocks 1 to {depth}, not {list(self.blocks)}")
