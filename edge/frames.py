@@ -266,20 +266,18 @@ class RingWriter:
         fd = _lock(path)
         try:
             old = _geometry(fd)
-            if old == geometry:
-                writer = cls(path, fd, _Mapping(fd, geometry, writable=True))
-                writer._take_over()
-            else:
-                writer = cls._replace(path, fd, old, geometry)
-        except OSError as error:
-            os.close(fd)
-            raise RingError(f"{path}: cannot map the ring: {error.strerror}") from error
-        except BaseException:
-            if os.fstat(fd).st_size == 0:
+            if old != geometry:
+                return cls._replace(path, fd, old, geometry)
+            writer = cls(path, fd, _Mapping(fd, geometry, writable=True))
+            writer._take_over()
+            return writer
+        except BaseException as error:
+            if os.fstat(fd).st_size == 0:  # made by `_lock`, a moment ago
                 path.unlink(missing_ok=True)
             os.close(fd)
+            if isinstance(error, OSError):
+                raise RingError(f"{path}: cannot make the ring: {error.strerror}") from error
             raise
-        return writer
 
     @classmethod
     def _replace(cls, path: Path, old_fd: int, old: Geometry | None, geometry: Geometry) -> RingWriter:

@@ -453,6 +453,16 @@ def test_a_full_tmpfs_is_an_error_at_start(path: Path, monkeypatch: pytest.Monke
     assert list(path.parent.iterdir()) == []
 
 
+def test_memory_that_cannot_be_mapped(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(frames.mmap, "mmap", refuse)
+    with pytest.raises(RingError, match="cannot make the ring: Cannot allocate memory"):
+        RingWriter.create(path, 4, SIZE)
+    assert list(path.parent.iterdir()) == []
+
+
 def test_the_old_ring_is_kept_where_a_larger_one_finds_no_room(path: Path) -> None:
     with RingWriter.create(path, 4, SIZE) as ring:
         ring.journal_append(b"part 0")
