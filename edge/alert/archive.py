@@ -68,6 +68,7 @@ class Archive:
     folder: Path
     limits: Limits
     queue_frames: int
+    queue_bytes: int = 256 << 20  # of pixels; one frame always fits
     counters: Counter[str] = field(default_factory=Counter)  # saved, dropped, failed, removed
     fault: str = ""
     _jobs: deque[Job] = field(default_factory=deque, init=False)
@@ -89,12 +90,12 @@ class Archive:
     def wants(self, decision: Decision) -> bool:
         """Whether a job of that verdict would find room: ask before copying pixels."""
         with self._wake:
-            return len(self._jobs) < self.queue_frames or self._makes_way(GOES_FIRST.index(decision)) is not None
+            return not self._full() or self._makes_way(GOES_FIRST.index(decision)) is not None
 
     def put(self, job: Job) -> bool:
         """Hands a job over; False where it was dropped. Never waits."""
         with self._wake:
-            if len(self._jobs) >= self.queue_frames:
+            while self._full():
                 index = self._makes_way(job.rank)
                 if index is None:
                     self.drop(job.verdict)
@@ -127,6 +128,11 @@ class Archive:
             self._thread.join(timeout_s)
             return not self._thread.is_alive()
         return True
+
+    def _full(self) -> bool:
+        if len(self._jobs) >= self.queue_frames:
+            return True
+        return sum(job.pixels.nbytes for job in self._jobs if job.pixels is not None) >= self.queue_bytes
 
     def _makes_way(self, rank: int) -> int | None:
         """Index of the oldest job that goes before a newcomer of that rank."""

@@ -1,6 +1,6 @@
 """Parts that capture announced, read from the rings' journals: nobody's death makes an announcement forgotten.
 
-Alert reads them when it starts, when a sequence was skipped, and once a second. A journal entry is the encoded
+Alert reads them when it starts, when a sequence was skipped, and a few times a second. A journal entry is the encoded
 `FrameRef`; those that the table knows already are told by their identity alone, without decoding the rest.
 """
 

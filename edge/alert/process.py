@@ -4,8 +4,8 @@ One turn of the work loop: take what waits in the inbox (a bounded number), deci
 commit what was decided in one transaction, publish it, and hand frames to the archive. In this order: what was
 published is in the ledger, so a process killed at any moment never contradicts itself.
 
-At start, on every skipped sequence and once a second the rings' journals are read: each announcement there that has
-no row gets its verdict, whoever died meanwhile.
+At start, on every skipped sequence and four times a second the rings' journals are read: each announcement there that
+has no row gets its verdict, whoever died meanwhile.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MARGIN_NS = 15_000_000  # before each deadline, besides commit_ms: one turn, one
 MESSAGES_PER_TURN = 256
 VERDICTS_PER_TURN = 512
 IDLE_S = 0.1
-SWEEP_NS = 1_000_000_000
+SWEEP_NS = 250_000_000  # an announcement that was lost with nothing after it still gets its verdict in time
 GAP_SWEEP_NS = 20_000_000
 COMPLAIN_NS = 5_000_000_000
 DRAIN_NS = 2_000_000_000

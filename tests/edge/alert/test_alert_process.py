@@ -169,7 +169,7 @@ MakeRig = Callable[..., Rig]
 def make_rig(settings_file: Any, shm_dir: Path, make_score: Any) -> Iterator[MakeRig]:
     rigs: list[Rig] = []
 
-    def make(deadline_ms: float = 400, extra: str = "") -> Rig:
+    def make(deadline_ms: float = 1500, extra: str = "") -> Rig:
         alert = f"[alert]\ndeadline_ms = {deadline_ms}\n[archive]\nmin_free_gb = 0\n{extra}"
         rigs.append(Rig(settings_file(alert), deadline_ms, make_score))
         return rigs[-1]
@@ -180,7 +180,7 @@ def make_rig(settings_file: Any, shm_dir: Path, make_score: Any) -> Iterator[Mak
 
 
 def test_parts_get_their_verdicts(make_rig: MakeRig) -> None:
-    rig = make_rig(400)
+    rig = make_rig(1000)
     rig.start()
     rig.await_health(lambda h: h.state == "running")  # the listener has joined
     frames = [rig.trigger() for _ in range(4)]
@@ -188,12 +188,14 @@ def test_parts_get_their_verdicts(make_rig: MakeRig) -> None:
     rig.score(frames[1], 1.5)
     rig.score(frames[2], 0.0, status=ScoreStatus.TORN, reason="slot 2")
     judged = rig.await_verdicts(4)
+    while len(rig.verdicts) < 4:
+        rig.drain(0.01)
     assert list(rig.verdicts.values()) == sorted(judged, key=lambda v: v.decided_at_ns), "published as written"
     assert [v.decision.value for v in judged] == ["pass", "reject", "unjudged", "unjudged"]
     assert [v.part for v in judged] == [100, 101, 102, 103]
     assert judged[1].percent == 150.0
     assert judged[3].reason == "no score before the deadline"
-    assert 300 * MS < judged[3].latency_ns < 400 * MS
+    assert 900 * MS < judged[3].latency_ns < 1200 * MS  # 980 where the computer is not overloaded
     rig.score(frames[3], 0.5)
     rig.score(frames[0], 1.5)
     told = rig.await_health(lambda h: h.counters.get("late_scores") == 1 and h.counters["duplicate_scores"] == 1)
@@ -227,7 +229,7 @@ def test_archived_pixels_are_the_parts_own(make_rig: MakeRig) -> None:
 
 
 def test_torn_frame_is_never_archived_as_the_parts_own(make_rig: MakeRig) -> None:
-    rig = make_rig(300)
+    rig = make_rig(1000)
     rig.start()
     frame = rig.trigger(generation=2)  # a generation that the slot does not have (any more)
     rig.score(frame, 1.5)
@@ -241,12 +243,12 @@ def test_torn_frame_is_never_archived_as_the_parts_own(make_rig: MakeRig) -> Non
 
 
 def test_announcement_that_never_arrived_is_read_from_the_journal(make_rig: MakeRig) -> None:
-    rig = make_rig(400)
+    rig = make_rig(1500)
     rig.start()
     lost = rig.trigger(announce=False)
     rig.score(rig.trigger(), 0.5)
     rig.score(lost, 0.6)
-    tail = rig.trigger(announce=False)  # nothing later comes: the sweep once a second finds it
+    tail = rig.trigger(announce=False)  # nothing later comes: the regular sweep finds it
     judged = rig.await_verdicts(3)
     assert [v.decision for v in judged] == [Decision.PASS, Decision.PASS, Decision.UNJUDGED]
     assert judged[2].part == tail.part
@@ -254,7 +256,7 @@ def test_announcement_that_never_arrived_is_read_from_the_journal(make_rig: Make
 
 
 def test_sequence_that_no_journal_knows_is_unjudged(make_rig: MakeRig) -> None:
-    rig = make_rig(400)
+    rig = make_rig(1500)
     rig.start()
     rig.sequence = 2  # capture never skips one; should it all the same, nobody goes without verdict
     rig.score(rig.trigger(), 0.5)
@@ -325,7 +327,7 @@ def test_parts_in_flight_get_verdicts_when_the_line_stops(make_rig: MakeRig) -> 
 
 def test_older_parts_are_not_the_business_of_a_new_ledger(make_rig: MakeRig) -> None:
     """A ring that outlived its line: its old announcements belong to the ledger of that time."""
-    rig = make_rig(300)
+    rig = make_rig(1000)
     for i in range(30):
         rig.trigger(trigger_ns=now_ns() - 60_000 * MS + i * MS, announce=False)
     rig.start()
@@ -366,7 +368,7 @@ def test_full_disk_makes_parts_unjudged_until_there_is_room(make_rig: MakeRig, t
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("mounting a small tmpfs needs root")
     try:
-        rig = make_rig(400, "enabled = false\n")
+        rig = make_rig(1500, "enabled = false\n")
         rig.start()
         rig.await_health(lambda h: h.state == "running")
         rig.score(rig.trigger(), 0.5)
@@ -403,7 +405,7 @@ def test_full_disk_makes_parts_unjudged_until_there_is_room(make_rig: MakeRig, t
 
 
 def test_archive_in_the_way_is_health_not_delay(make_rig: MakeRig) -> None:
-    rig = make_rig(300)
+    rig = make_rig(1000)
     rig.settings.paths.archive.parent.mkdir(parents=True)
     rig.settings.paths.archive.write_text("not a folder")
     rig.start()

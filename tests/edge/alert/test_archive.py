@@ -101,6 +101,13 @@ def test_full_queue_gives_defects_precedence(tmp_path: Path, make_job: MakeJob) 
     assert states == {0: dropped, 1: saved, 2: saved, 3: dropped, 4: saved}
 
 
+def test_queue_is_bounded_in_bytes_too(tmp_path: Path, make_job: MakeJob) -> None:
+    archive = Archive(tmp_path, ROOMY, 100, queue_bytes=250_000)  # frames of 100 kB
+    assert [archive.put(make_job(i, "unjudged", size=(250, 400))) for i in range(4)] == [True, True, True, False]
+    assert archive.put(make_job(4, "reject", size=(250, 400)))
+    assert archive.waiting == 3
+
+
 def test_put_never_waits_for_the_disk(tmp_path: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer is stuck in the middle of a file; jobs are taken until the queue is full, then dropped."""
     stuck, entered = threading.Event(), threading.Event()
