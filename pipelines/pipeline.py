@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.config import HeadConfig, PipelineConfig, ScoreRule
+from pipelines.config import FoundADConfig, HeadConfig, PipelineConfig, ScoreRule
 from pipelines.encoders.config import EncoderConfig
 from pipelines.encoders.vit import Encoder
 from pipelines.errors import InspectError
@@ -23,7 +23,7 @@ from pipelines.heads import HEADS, Head
 from pipelines.precision import Float32Module
 from pipelines.preprocess import Preprocess
 from pipelines.regions import RegionsError
-from pipelines.scoring import topk_mean
+from pipelines.scoring import Kept, topk_mean
 
 __all__ = ["HeadConfig", "Pipeline", "PipelineConfig", "ScoreRule", "Scoring"]
 
@@ -39,14 +39,19 @@ class Scoring(Float32Module):
         grids = [torch.from_numpy(region.keep_grid(grid)) for region in config.regions]
         keep = torch.stack(grids) if grids else torch.ones(1, *grid, dtype=torch.bool)
         self.register_buffer("keep", keep, False)
+        self.counts: list[int] = keep.flatten(1).sum(1).tolist()
         self.all_kept = bool(keep.all())
-        if config.score.rule == "topk":
-            for name, patches in zip(config.region_names, keep.flatten(1).sum(1).tolist(), strict=True):
-                if config.score.k > patches:
-                    raise RegionsError(
-                        f"region {name!r} has {patches} patches to judge, fewer than the {config.score.k} that Top-K "
-                        "averages; choose a smaller K, smaller ignore areas or a larger input size"
-                    )
+        k = config.score.k
+        if config.score.rule == "published" and isinstance(config.head, FoundADConfig):
+            k = config.head.top_k
+        elif config.score.rule == "published":
+            k = 1
+        for name, patches in zip(config.region_names, self.counts, strict=True):
+            if k > patches:
+                raise RegionsError(
+                    f"region {name!r} has {patches} patches to judge, fewer than the {k} that Top-K averages; "
+                    "choose a smaller K, smaller ignore areas or a larger input size"
+                )
 
     def forward(self, maps: Tensor, head: Head[Any]) -> tuple[Tensor, Tensor]:
         """See the class. `head` gives its published rule and its floor."""
@@ -55,8 +60,8 @@ class Scoring(Float32Module):
             scores = topk_mean(maps, self.rule.k, None if self.all_kept else self.keep)
         else:
             columns = [
-                head.published_score(maps[:, r], None if self.all_kept else self.keep[r])
-                for r in range(self.keep.shape[0])
+                head.published_score(maps[:, r], None if self.all_kept else Kept(self.keep[r], count))
+                for r, count in enumerate(self.counts)
             ]
             scores = torch.stack(columns, dim=1)
         return scores, maps if self.all_kept else torch.where(self.keep, maps, head.floor)

@@ -10,6 +10,7 @@ constant matrix per axis, so that the whole of it costs two small matrix product
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -40,10 +41,22 @@ def top_percent_count(positions: int, percent: float = 1.0) -> int:
     return max(1, math.ceil(positions * percent / 100))
 
 
-def top_percent_mean(values: Tensor, percent: float = 1.0, keep: Tensor | None = None) -> Tensor:
-    """Mean of the largest `percent` of each map: [..., h, w] -> [...], among the positions where `keep` is True."""
-    positions = math.prod(values.shape[-2:]) if keep is None else int(keep.sum())
-    return topk_mean(values, top_percent_count(positions, percent), keep)
+@dataclass(frozen=True)
+class Kept:
+    """The positions of a map that count: bool `mask` [h, w], and how many they are.
+
+    The number is a plain one, known when the pipeline is built, so that an exported graph does not depend on data.
+    """
+
+    mask: Tensor
+    count: int
+
+
+def top_percent_mean(values: Tensor, percent: float = 1.0, kept: Kept | None = None) -> Tensor:
+    """Mean of the largest `percent` of each map: [..., h, w] -> [...], among the positions that count."""
+    if kept is None:
+        return topk_mean(values, top_percent_count(math.prod(values.shape[-2:]), percent))
+    return topk_mean(values, top_percent_count(kept.count, percent), kept.mask)
 
 
 def upsample(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
@@ -122,8 +135,12 @@ class PixelMap(Float32Module):
         """See the class. Float32 whatever comes in."""
         return self.rows @ maps.float() @ self.columns
 
-    def keep(self, keep: Tensor) -> Tensor:
-        """Which output positions count: bool [h, w] of patches -> bool of pixels (each window by its centre)."""
-        pixels = F.interpolate(keep[None, None].float(), self.size, mode="nearest-exact")[0, 0] > 0.5
+    def kept(self, kept: Kept) -> Kept:
+        """Which output positions count, by their patch; an averaging window by its centre.
+
+        The count is exact where patches are whole pixels and nothing is pooled, else an upper bound.
+        """
+        pixels = F.interpolate(kept.mask[None, None].float(), self.size, mode="nearest-exact")[0, 0] > 0.5
         before, after = self.pool // 2, (self.pool - 1) // 2
-        return pixels[before : self.size[0] - after, before : self.size[1] - after]
+        mask = pixels[before : self.size[0] - after, before : self.size[1] - after]
+        return Kept(mask, kept.count * math.prod(self.size) // math.prod(self.grid))

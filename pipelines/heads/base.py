@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipelines.encoders.vit import Encoder
 from pipelines.errors import WeightsError
+from pipelines.scoring import Kept
 
 ConfigT = TypeVar("ConfigT")
 
@@ -55,8 +56,8 @@ class Head(nn.Module, ABC, Generic[ConfigT]):
         """Normalised images [B, 3, H, W] -> raw patch scores float32 [B, h, w], larger = more anomalous."""
 
     @abstractmethod
-    def published_score(self, patch_map: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The method's own image score: patch maps [B, h, w] -> float32 [B]; bool `keep` [h, w] leaves patches out."""
+    def published_score(self, patch_map: Tensor, kept: Kept | None = None) -> Tensor:
+        """The method's own image score: patch maps [B, h, w] -> float32 [B], of the patches that count."""
 
     def check_encoder(self, encoder: Encoder) -> None:
         """Raises `WeightsError` where the head was made for an encoder of another width, depth or patch."""
@@ -84,7 +85,7 @@ def quarters(depth: int) -> tuple[int, int, int, int]:
     return first, second, third, last
 
 
-def fill_ignored(patch_map: Tensor, keep: Tensor) -> Tensor:
+def fill_ignored(patch_map: Tensor, kept: Kept) -> Tensor:
     """Ignored patches get the lowest kept score of their map, so that smoothing carries nothing out of them."""
-    lowest = torch.where(keep, patch_map, float("inf")).amin(dim=(-2, -1), keepdim=True)
-    return torch.where(keep, patch_map, lowest)
+    lowest = torch.where(kept.mask, patch_map, float("inf")).amin(dim=(-2, -1), keepdim=True)
+    return torch.where(kept.mask, patch_map, lowest)

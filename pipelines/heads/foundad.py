@@ -18,7 +18,7 @@ from pipelines.heads.base import Head
 from pipelines.heads.blocks import Block, init_linear
 from pipelines.heads.published import load, part_with, require, tensors_of
 from pipelines.precision import unit
-from pipelines.scoring import topk_mean
+from pipelines.scoring import Kept, topk_mean
 
 
 class Projector(nn.Module):
@@ -94,9 +94,9 @@ class FoundAD(Head[FoundADConfig]):
         """See `Head`."""
         return self.to_grid(self.residual(self.features(encoder, images)))
 
-    def published_score(self, patch_map: Tensor, keep: Tensor | None = None) -> Tensor:
+    def published_score(self, patch_map: Tensor, kept: Kept | None = None) -> Tensor:
         """Mean of the `top_k` largest patch scores."""
-        return topk_mean(patch_map, self.config.top_k, keep)
+        return topk_mean(patch_map, self.config.top_k, None if kept is None else kept.mask)
 
     @classmethod
     def from_published(cls, state: Mapping[str, Any], encoder: Encoder, grid: tuple[int, int]) -> FoundAD:

@@ -18,7 +18,7 @@ from pipelines.errors import WeightsError
 from pipelines.heads.base import Head
 from pipelines.heads.coreset import greedy_coreset
 from pipelines.precision import Float32Module, unit
-from pipelines.scoring import top_percent_mean, topk_mean
+from pipelines.scoring import Kept, top_percent_mean, topk_mean
 
 
 class MemoryBank(Float32Module, Head[MemoryBankConfig]):
@@ -78,11 +78,11 @@ class MemoryBank(Float32Module, Head[MemoryBankConfig]):
         """See `Head`."""
         return self.to_grid(self.distances(self.features(encoder, images)))
 
-    def published_score(self, patch_map: Tensor, keep: Tensor | None = None) -> Tensor:
+    def published_score(self, patch_map: Tensor, kept: Kept | None = None) -> Tensor:
         """Mean of the top 1 % of patches (AnomalyDINO), or the maximum (PatchCore), as configured."""
         if self.config.published == "max":
-            return topk_mean(patch_map, 1, keep)
-        return top_percent_mean(patch_map, 1.0, keep)
+            return topk_mean(patch_map, 1, None if kept is None else kept.mask)
+        return top_percent_mean(patch_map, 1.0, kept)
 
     def fit(
         self,

@@ -20,7 +20,7 @@ from pipelines.errors import WeightsError
 from pipelines.heads.base import Head, fill_ignored, quarters
 from pipelines.heads.published import load, part_with, require, tensors_of
 from pipelines.precision import unit
-from pipelines.scoring import PixelMap, top_percent_mean
+from pipelines.scoring import Kept, PixelMap, top_percent_mean
 
 SIGMA = 4.0
 """Of the Gaussian over the summed pixel map [px]."""
@@ -151,11 +151,11 @@ class VisualAD(Head[VisualADConfig]):
         maps = self.tap_maps(*self.tap_features(encoder, images))
         return self.to_grid(torch.stack(maps).sum(0))
 
-    def published_score(self, patch_map: Tensor, keep: Tensor | None = None) -> Tensor:
+    def published_score(self, patch_map: Tensor, kept: Kept | None = None) -> Tensor:
         """Mean of the top 1 % of pixels of the upsampled and smoothed map."""
-        if keep is None:
+        if kept is None:
             return top_percent_mean(self.pixels(patch_map))
-        return top_percent_mean(self.pixels(fill_ignored(patch_map, keep)), keep=self.pixels.keep(keep))
+        return top_percent_mean(self.pixels(fill_ignored(patch_map, kept)), kept=self.pixels.kept(kept))
 
     @classmethod
     def from_published(cls, state: Mapping[str, Any], encoder: Encoder, grid: tuple[int, int]) -> VisualAD:

@@ -19,7 +19,7 @@ from pipelines.heads.base import Head, fill_ignored, quarters
 from pipelines.heads.blocks import Block, init_linear
 from pipelines.heads.published import load, part_with, require, tensors_of
 from pipelines.precision import unit
-from pipelines.scoring import PixelMap, topk_mean
+from pipelines.scoring import Kept, PixelMap, topk_mean
 
 SIGMA, POOL = 4.0, 16
 """Gaussian [px] and side of the average pool [px] before the maximum is taken."""
@@ -102,11 +102,11 @@ class ViTAD(Head[ViTADConfig]):
         distances = [1 - (unit(teacher) * unit(student)).sum(-1) for teacher, student in pairs]
         return self.to_grid(torch.stack(distances).sum(0) / len(distances) ** 2)
 
-    def published_score(self, patch_map: Tensor, keep: Tensor | None = None) -> Tensor:
+    def published_score(self, patch_map: Tensor, kept: Kept | None = None) -> Tensor:
         """Maximum of the pixel map (align_corners=True), smoothed and average-pooled."""
-        if keep is None:
+        if kept is None:
             return topk_mean(self.pixels(patch_map), 1)
-        return topk_mean(self.pixels(fill_ignored(patch_map, keep)), 1, self.pixels.keep(keep))
+        return topk_mean(self.pixels(fill_ignored(patch_map, kept)), 1, self.pixels.kept(kept).mask)
 
     @classmethod
     def from_published(cls, state: Mapping[str, Any], encoder: Encoder, grid: tuple[int, int]) -> ViTAD:
