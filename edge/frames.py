@@ -70,7 +70,7 @@ aligned uint64 array), which no 64-bit processor tears. What remains is order: t
 pixels before its even generation; the reader's first look before its pixels before its second look. x86-64 keeps
 stores in order among themselves and loads among themselves (and memcpy fences its streaming stores), and CPython calls
 between them, which the compiler cannot see through, keep the compiler from reordering. ARM reorders both. So between
-the steps both sides pass `_Fence`: it *releases and then takes* a lock that only it uses. A release orders everything
+the steps both sides pass `Fence`: it *releases and then takes* a lock that only it uses. A release orders everything
 before it, an acquire orders everything after it, and ARMv8 keeps a release before a later acquire in program order
 (the `[L]; po; [A]` rule of its memory model): a full barrier. The other way round, take then release, would be none.
 
@@ -85,7 +85,6 @@ from __future__ import annotations
 
 import fcntl
 import math
-import mmap
 import os
 import secrets
 import threading
@@ -98,21 +97,40 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import RingError, RingInUse, RingMissing, TornFrame
+from edge.errors import RingError, RingMissing, TornFrame
+from edge.ring_file import (
+    CREATION,
+    EPOCH,
+    JOURNAL_ENTRY,
+    JOURNAL_RECORDS,
+    LAYOUT,
+    MAGIC,
+    PID,
+    Fence,
+    Geometry,
+    Mapping,
+    lock_ring,
+    read_geometry,
+    same_file,
+)
 from edge.shm import allocate
 
-MAGIC = int.from_bytes(b"EDGERING", "little")
-LAYOUT = 1
-JOURNAL_RECORDS = 16_384
-JOURNAL_STRIDE = 1024
-JOURNAL_ENTRY = JOURNAL_STRIDE - 16  # longest entry, bytes
-ARCHIVE_S = 0.25  # a frame stays this much longer than its deadline, so that the archive can still copy it
+__all__ = [
+    "JOURNAL_ENTRY",
+    "JOURNAL_RECORDS",
+    "Geometry",
+    "RingReader",
+    "RingSlot",
+    "RingWriter",
+    "remove_ring",
+    "ring_directory",
+    "ring_path",
+    "slots_needed",
+]
 
-_PAGE = 4096
-_HUGE = 2 << 20
-_SLOT_ROW = 64
+
+ARCHIVE_S = 0.25  # a frame stays this much longer than its deadline, so that the archive can still copy it
 _DIRECTORY = Path("/dev/shm")  # noqa: S108 - this is where shared memory lives
-_EPOCH, _PID, _CREATION = 8, 9, 10  # word numbers in the header
 
 
 def ring_directory() -> Path:
@@ -134,53 +152,6 @@ def slots_needed(rate_hz: float, deadline_s: float, in_flight: int = 1) -> int:
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """Sizes that fix where everything lies in a ring file."""
-
-    slots: int
-    slot_bytes: int
-    journal_records: int = JOURNAL_RECORDS
-    journal_stride: int = JOURNAL_STRIDE
-
-    def __post_init__(self) -> None:
-        if self.slots < 2 or self.slot_bytes < 1 or self.journal_records < 2 or self.journal_stride < 64:
-            raise RingError(f"a ring needs at least 2 slots of at least 1 byte, and a journal: not {self}")
-
-    @property
-    def slot_stride(self) -> int:
-        """Distance of slots in bytes."""
-        return _up(self.slot_bytes, _PAGE)
-
-    @property
-    def journal_offset(self) -> int:
-        """Where journal record 0 begins."""
-        return _up(_PAGE + self.slots * _SLOT_ROW, _PAGE)
-
-    @property
-    def data_offset(self) -> int:
-        """Where slot 0 begins."""
-        return _up(self.journal_offset + self.journal_records * self.journal_stride, _HUGE)
-
-    @property
-    def total_bytes(self) -> int:
-        """Size of the file: what a ring needs of shared memory."""
-        return self.data_offset + self.slots * self.slot_stride
-
-    def header(self) -> list[int]:
-        """The header's first words, see the layout."""
-        return [
-            MAGIC,
-            LAYOUT,
-            self.slots,
-            self.slot_bytes,
-            self.slot_stride,
-            self.journal_records,
-            self.journal_stride,
-            self.data_offset,
-        ]
-
-
-@dataclass(frozen=True)
 class RingSlot:
     """A slot that is out for writing (implements `edge.capture.source.Slot`)."""
 
@@ -189,66 +160,17 @@ class RingSlot:
     generation: int  # odd
 
 
-class _Fence:
-    """A full memory barrier: see "Memory ordering"."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def __call__(self) -> None:
-        self._lock.release()
-        self._lock.acquire()
-
-
-class _Mapping:
-    """The words and bytes of a mapped ring file."""
-
-    def __init__(self, fd: int, geometry: Geometry, writable: bool) -> None:
-        self.geometry = geometry
-        # MAP_POPULATE: no page faults later, in the middle of a frame.
-        self.memory = mmap.mmap(
-            fd,
-            geometry.total_bytes,
-            flags=mmap.MAP_SHARED | mmap.MAP_POPULATE,
-            prot=mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0),
-        )
-        words = np.frombuffer(self.memory, np.uint64, geometry.data_offset // 8)
-        table = words[_PAGE // 8 : _PAGE // 8 + geometry.slots * _SLOT_ROW // 8].reshape(geometry.slots, -1)
-        start = geometry.journal_offset // 8
-        journal = words[start : start + geometry.journal_records * geometry.journal_stride // 8]
-        self.header = words[:_CREATION]
-        self.generations = table[:, 0]
-        self.commits = table[:, 1]
-        self.stamps = journal.reshape(geometry.journal_records, -1)[:, 0]
-        self.lengths = journal.reshape(geometry.journal_records, -1)[:, 1]
-        self.buffers = [
-            np.frombuffer(self.memory, np.uint8, geometry.slot_bytes, geometry.data_offset + i * geometry.slot_stride)
-            for i in range(geometry.slots)
-        ]
-
-    def entry(self, number: int) -> slice:
-        """Where in `memory` the entry of a journal record begins and its record ends."""
-        start = self.geometry.journal_offset + number % self.geometry.journal_records * self.geometry.journal_stride
-        return slice(start + 16, start + self.geometry.journal_stride)
-
-    def newest(self) -> int:
-        """Number of the newest complete journal entry; -1 where there is none."""
-        stamps = self.stamps.copy()
-        return int(np.where(stamps % 2 == 0, stamps, 0).max()) // 2 - 1
-
-
 class RingWriter:
     """Capture's side of the ring (implements `edge.capture.source.SlotPool`). Safe to use from several threads."""
 
-    def __init__(self, path: Path, fd: int, mapping: _Mapping) -> None:
+    def __init__(self, path: Path, fd: int, mapping: Mapping) -> None:
         self.path = path
         self.geometry = mapping.geometry
         self.epoch = 0
         self.took_over = False
         self._fd = fd
         self._map = mapping
-        self._fence = _Fence()
+        self._fence = Fence()
         self._mutex = threading.Lock()
         self._out: dict[int, RingSlot] = {}
         self._free: deque[int] = deque()
@@ -263,12 +185,12 @@ class RingWriter:
         `RingError` where the file cannot be used.
         """
         geometry = Geometry(slots, slot_bytes, journal_records)
-        fd = _lock(path)
+        fd = lock_ring(path)
         try:
-            old = _geometry(fd)
+            old = read_geometry(fd)
             if old != geometry:
                 return cls._replace(path, fd, old, geometry)
-            writer = cls(path, fd, _Mapping(fd, geometry, writable=True))
+            writer = cls(path, fd, Mapping(fd, geometry, writable=True))
             writer._take_over()
             return writer
         except BaseException as error:
@@ -288,19 +210,19 @@ class RingWriter:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             allocate(fd, path, geometry.total_bytes, freed=os.fstat(old_fd).st_blocks * 512)
-            mapping = _Mapping(fd, geometry, writable=True)
+            mapping = Mapping(fd, geometry, writable=True)
             epoch = _now_ms()
             first = epoch << 20
             if old is not None:
-                before = _Mapping(old_fd, old, writable=False)
-                epoch = max(epoch, int(before.header[_EPOCH]) + 1)
+                before = Mapping(old_fd, old, writable=False)
+                epoch = max(epoch, int(before.header[EPOCH]) + 1)
                 first = max(epoch << 20, (int(before.generations.max()) + 2) // 2 * 2)
                 if (old.journal_records, old.journal_stride) == (geometry.journal_records, geometry.journal_stride):
                     size = geometry.journal_records * geometry.journal_stride
                     copied = before.memory[old.journal_offset : old.journal_offset + size]
                     mapping.memory[geometry.journal_offset : geometry.journal_offset + size] = copied
             mapping.generations[:] = first
-            mapping.memory[_CREATION * 8 : _CREATION * 8 + 16] = secrets.token_bytes(16)
+            mapping.memory[CREATION * 8 : CREATION * 8 + 16] = secrets.token_bytes(16)
             mapping.header[1:8] = geometry.header()[1:]
             writer = cls(path, fd, mapping)
             writer._begin(epoch)
@@ -319,12 +241,12 @@ class RingWriter:
         for index in np.flatnonzero(generations % 2):
             generations[index] += 1
         self.took_over = True
-        self._begin(max(_now_ms(), int(self._map.header[_EPOCH]) + 1))
+        self._begin(max(_now_ms(), int(self._map.header[EPOCH]) + 1))
 
     def _begin(self, epoch: int) -> None:
         self.epoch = epoch
-        self._map.header[_PID] = os.getpid()
-        self._map.header[_EPOCH] = epoch
+        self._map.header[PID] = os.getpid()
+        self._map.header[EPOCH] = epoch
         self._commits = int(self._map.commits.max())
         self._free.extend(int(i) for i in np.argsort(self._map.commits, kind="stable"))
         self._next_entry = self._map.newest() + 1
@@ -395,7 +317,7 @@ class RingWriter:
         """Lets go of the ring; frames stay readable unless `unlink` removes the file. Safe to call twice."""
         if self._fd < 0:
             return
-        if unlink and _same_file(self._fd, self.path):
+        if unlink and same_file(self._fd, self.path):
             self.path.unlink(missing_ok=True)
         # Explicitly: the mapping holds a duplicate of the descriptor for as long as anybody holds a slot's buffer.
         fcntl.flock(self._fd, fcntl.LOCK_UN)
@@ -412,12 +334,12 @@ class RingWriter:
 class RingReader:
     """Everybody else's side of the ring: read-only, lock-free."""
 
-    def __init__(self, path: Path, mapping: _Mapping, inode: tuple[int, int]) -> None:
+    def __init__(self, path: Path, mapping: Mapping, inode: tuple[int, int]) -> None:
         self.path = path
         self.geometry = mapping.geometry
         self._map = mapping
         self._inode = inode
-        self._fence = _Fence()
+        self._fence = Fence()
 
     @classmethod
     def open(cls, path: Path) -> RingReader:
@@ -429,11 +351,11 @@ class RingReader:
         except OSError as error:
             raise RingError(f"{path}: cannot open the ring: {error.strerror}") from error
         try:
-            geometry = _geometry(fd)
+            geometry = read_geometry(fd)
             if geometry is None:
                 raise RingMissing(f"{path}: not a complete ring of layout {LAYOUT}; its capture process must (re)start")
             status = os.fstat(fd)
-            return cls(path, _Mapping(fd, geometry, writable=False), (status.st_dev, status.st_ino))
+            return cls(path, Mapping(fd, geometry, writable=False), (status.st_dev, status.st_ino))
         except OSError as error:
             raise RingError(f"{path}: cannot map the ring: {error.strerror}") from error
         finally:
@@ -451,12 +373,12 @@ class RingReader:
     @property
     def epoch(self) -> int:
         """Epoch of the present or last writer."""
-        return int(self._map.header[_EPOCH])
+        return int(self._map.header[EPOCH])
 
     @property
     def writer_pid(self) -> int:
         """Process id of the present or last writer."""
-        return int(self._map.header[_PID])
+        return int(self._map.header[PID])
 
     def intact(self, slot: int, generation: int) -> bool:
         """Whether the slot still holds the frame of that generation. Ask after the pixels were used."""
@@ -530,7 +452,7 @@ def remove_ring(path: Path) -> bool:
     """Removes the ring of a dead writer. False where there is none. Raises `RingInUse` where its writer lives."""
     if not path.exists():
         return False
-    fd = _lock(path)
+    fd = lock_ring(path)
     try:
         path.unlink(missing_ok=True)
         path.with_name(path.name + ".new").unlink(missing_ok=True)
@@ -539,54 +461,5 @@ def remove_ring(path: Path) -> bool:
     return True
 
 
-def _up(size: int, step: int) -> int:
-    return -(-size // step) * step
-
-
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _same_file(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _lock(path: Path) -> int:
-    """Opens (or makes) the ring file and locks it as its one writer. Raises `RingInUse` or `RingError`."""
-    while True:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise RingError(
-                f"{path}: cannot open or make the ring: {error.strerror}; it must be a file of the user who runs the "
-                "line (remove one that another user left), in a folder that this user may write"
-            ) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            word = os.pread(fd, 8, _PID * 8)
-            os.close(fd)
-            owner = f"process {int.from_bytes(word, 'little')}" if any(word) else "another process"
-            raise RingInUse(
-                f"{path}: {owner} captures this camera already; stop it, or give the line or the camera another name"
-            ) from error
-        if _same_file(fd, path):
-            return fd
-        os.close(fd)  # replaced or removed between open and lock: try the one that is there now
-
-
-def _geometry(fd: int) -> Geometry | None:
-    """The geometry of a ring file; None where the file is no whole ring of this layout."""
-    words = [int(word) for word in np.frombuffer(os.pread(fd, 64, 0).ljust(64, b"\0"), np.uint64)]
-    if words[:2] != [MAGIC, LAYOUT]:
-        return None
-    try:
-        geometry = Geometry(words[2], words[3], words[5], words[6])
-    except RingError:
-        return None
-    status = os.fstat(fd)
-    whole = status.st_size == geometry.total_bytes and status.st_blocks * 512 >= geometry.total_bytes
-    return geometry if whole and geometry.header() == words else None

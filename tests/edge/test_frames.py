@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from edge import frames, shm
+from edge import frames, ring_file, shm
 from edge.errors import RingError, RingInUse, RingMissing, SharedMemoryTooSmall, TornFrame
 from edge.frames import JOURNAL_ENTRY, Geometry, RingReader, RingWriter, remove_ring, ring_path, slots_needed
 
@@ -457,7 +457,7 @@ def test_memory_that_cannot_be_mapped(path: Path, monkeypatch: pytest.MonkeyPatc
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(frames.mmap, "mmap", refuse)
+    monkeypatch.setattr(ring_file.mmap, "mmap", refuse)
     with pytest.raises(RingError, match="cannot make the ring: Cannot allocate memory"):
         RingWriter.create(path, 4, SIZE)
     assert list(path.parent.iterdir()) == []
