@@ -9,8 +9,9 @@ a slot (what a camera library does by itself), commits it, writes the journal, a
 inference. Inference reads every byte of the slot (its XOR must be that of the frame's number: a torn or wrong frame
 cannot pass), checks the generation before and after, and sends a score. Alert notes when it has decoded the score.
 
-`added` is the time from before the copy into the slot until alert has the score, without the engine's read itself. A
-rate is held if every part was announced and scored, no frame was torn, no queue dropped anything, and capture kept
+`added` is the time from the frame's being complete in its slot until alert has decoded the score, without the engine's
+read itself: journal, messages, queues and wake-ups. `added with copy` begins before the copy into the slot. A rate is
+held if every part was announced and scored, no frame was torn, no queue dropped anything, and capture kept
 its pace.
 """
 
@@ -328,9 +329,10 @@ def summarise(job: Job, sent: dict[str, Any], judged: dict[str, Any], heard: dic
     for sequence, (at, trigger, read) in sorted((int(key), value) for key, value in heard["scored"].items()):
         arrived = judged["arrived"][str(sequence)]
         copy = sent["copy_ns"][sequence]
-        rows.append((at - trigger - read, copy, arrived - trigger - copy, read, at - arrived - read))
-    times = np.array(rows, float).reshape(-1, 5).T / 1e6
-    names = ("added", "copy into the slot", "capture to inference", "read", "inference to alert")
+        added = at - trigger - copy - read
+        rows.append((added, added + copy, copy, arrived - trigger - copy, read, at - arrived - read))
+    times = np.array(rows, float).reshape(-1, 6).T / 1e6
+    names = ("added", "added with copy", "copy into slot", "capture to inference", "read", "inference to alert")
     missing = 2 * job.frames - heard["announced"] - len(heard["scored"])
     reached = (job.frames - 1) / sent["seconds"] if job.frames > 1 else 0.0
     lost = missing + judged["torn"] + judged["wrong"] + sent["dropped"] + judged["dropped"] + heard["twice"]
@@ -427,7 +429,7 @@ def main() -> None:
         deadline_s = options.deadline_ms / 1000
         return Job(runtime, CAMERA, options.height, options.width, max(frames, 2), rate_hz, deadline_s)
 
-    console = Console()
+    console = Console(width=100)
     results: dict[str, Any] = {}
     try:
         results["warm"] = run(job(int(options.seconds * options.rate), options.rate))
