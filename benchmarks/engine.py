@@ -37,6 +37,7 @@ from pipelines.bundle import Bundle, Limit, RegionLimit, expected, write_bundle
 from pipelines.encoders import compact
 from pipelines.engines import EngineOptions
 from pipelines.engines.cpu import cpu_model
+from pipelines.engines.openvino import compile_settings
 from pipelines.pipeline import Pipeline, PipelineConfig
 
 BURST = 6
@@ -155,15 +156,11 @@ def compare(args: argparse.Namespace, console: Console, folder: Path) -> dict[st
         prepared.report.require()
         assert prepared.folder is not None
         fast, plain = prepared.engine, engines.load(bundle, ("torch",), options=EngineOptions(threads=args.threads))
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[fast.key.precision],
-        }
-        if args.threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = args.threads
+        int8 = engines.load(bundle, ("openvino",), options=EngineOptions(threads=args.threads, precision="int8"))
         contestants: dict[str, Infer] = {
             "openvino engine": lambda fast=fast, image=image: fast.score([image]),
-            "openvino bare": bare(prepared.folder, image, settings),
+            "openvino bare": bare(prepared.folder, image, compile_settings(fast.key.precision, args.threads)),
+            "openvino engine, int8": lambda int8=int8, image=image: int8.score([image]),
             "torch eager fp32": lambda plain=plain, image=image: plain.score([image]),
         }
         times = take_turns(contestants, args.samples)
@@ -179,14 +176,17 @@ def compare(args: argparse.Namespace, console: Console, folder: Path) -> dict[st
             cells = ("frames_per_s", "p50", "p99", "p99.9", "max", "after_idle_p50", "after_idle_max")
             table.add_row(name, *(f"{row[cell]:.2f}" for cell in cells))
         found["speed_up_over_torch"] = found["torch eager fp32"]["p50"] / found["openvino engine"]["p50"]
+        found["speed_up_over_torch_int8"] = found["torch eager fp32"]["p50"] / found["openvino engine, int8"]["p50"]
         found["overhead_over_bare"] = found["openvino engine"]["p50"] / found["openvino bare"]["p50"] - 1
         console.print(table)
         console.print(
-            f"{method}: {found['speed_up_over_torch']:.2f} x torch eager, "
+            f"{method}: {found['speed_up_over_torch']:.2f} x torch eager (int8 "
+            f"{found['speed_up_over_torch_int8']:.2f} x), "
             f"{found['overhead_over_bare']:+.1%} against bare OpenVINO\n"
         )
         results[method] = found
         fast.close()
+        int8.close()
         plain.close()
     return results
 

@@ -86,7 +86,7 @@ def verify(bundle: BundlePath) -> None:
 def build(
     bundle: BundlePath,
     engine: Annotated[str, typer.Option(help=f"One of {', '.join(engines.ENGINES)}.")] = "openvino",
-    precision: Annotated[str, typer.Option(help="auto, or one the engine computes in (fp32, bf16).")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, or one the engine computes in (fp32, bf16, int8).")] = "auto",
     pixel_format: FormatOption = None,
     frame_size: SizeOption = None,
 ) -> None:

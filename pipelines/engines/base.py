@@ -42,7 +42,7 @@ class EngineOptions:
     """What the user may choose.
 
     threads: CPU threads of one engine; None = all cores the process may use. precision: "auto", or one of the
-    engine's ("fp32", "bf16"); an engine refuses what it does not know.
+    engine's ("fp32", "bf16", "int8"); an engine refuses what it does not know.
     """
 
     threads: int | None = None

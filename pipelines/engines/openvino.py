@@ -3,6 +3,8 @@
 Latency first: one stream that uses all threads, one request per frame. Frames are read where they lie (a ring slot),
 so a batch is a loop; stacking frames into one batched request copies every pixel and gains nothing on a CPU.
 Precision "auto" is bfloat16 where the processor computes it faster than float32 (`cpu.fast_bfloat16`), else float32.
+"int8", on request, multiplies linear layers in 8 bits, their inputs quantised as they come: up to twice as fast as
+float32 with AVX512-VNNI, and as near to it as bfloat16 is. It needs no calibration and passes the same parity gate.
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ from pipelines.errors import EngineError
 from pipelines.manifest import WEIGHTS
 
 MODEL = "model.xml"
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "fp32": {"INFERENCE_PRECISION_HINT": "f32"},
+    "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+    # Groups of 64 channels divide the width of every encoder.
+    "int8": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 64},
+}
+"""How OpenVINO is told each precision."""
 
 
 class OpenVinoEngine(Engine):
@@ -40,7 +48,7 @@ class OpenVinoEngine(Engine):
 
     name = "openvino"
     built = True
-    supported = tuple(_HINTS)
+    supported = tuple(_SETTINGS)
 
     def __init__(self, compiled: Any, key: EngineKey, frame: FrameSpec, shape: tuple[int, int, int]) -> None:
         super().__init__(key, frame, shape)
@@ -74,7 +82,7 @@ class OpenVinoEngine(Engine):
         from pipelines.engines.openvino_convert import write_model
 
         progress("load the weights", 0.0)
-        write_model(bundle.pipeline(config), folder, progress)
+        write_model(bundle.pipeline(config), folder, progress, int8=key.precision == "int8")
 
     @classmethod
     def open(
@@ -83,12 +91,7 @@ class OpenVinoEngine(Engine):
         """See `Engine.open`."""
         openvino = _library()
         assert folder is not None
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": _HINTS[key.precision],
-        }
-        if options.threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = options.threads
+        settings = compile_settings(key.precision, options.threads)
         try:
             compiled = openvino.Core().compile_model(folder / MODEL, "CPU", settings)
         except RuntimeError as error:
@@ -123,6 +126,14 @@ class OpenVinoEngine(Engine):
                 maps[index] = self._request.get_output_tensor(1).data[0]
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed on a frame: {_words(error)}") from error
+
+
+def compile_settings(precision: str, threads: int | None) -> dict[str, Any]:
+    """OpenVINO's settings for the lowest latency of one frame; `threads` None = all cores."""
+    settings = {"PERFORMANCE_HINT": "LATENCY", **_SETTINGS[precision]}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    return settings
 
 
 def _library() -> Any:

@@ -1,11 +1,13 @@
 """From a torch pipeline to an OpenVINO model file.
 
 Route: torch.export -> OpenVINO's PyTorch frontend -> model.xml + model.bin in float32; the precision is chosen when the
-model is compiled. The frontend is used directly: `openvino.convert_model` would report usage over the network.
+model is compiled, except int8, which is in the weights. The frontend is used directly: `openvino.convert_model` would
+report usage over the network.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from pipelines.engines.base import Progress
@@ -39,8 +42,11 @@ def export(pipeline: Pipeline) -> torch.export.ExportedProgram:
         return torch.export.export(pipeline, (example,), dynamic_shapes=shapes)
 
 
-def write_model(pipeline: Pipeline, folder: Path, progress: Progress) -> None:
-    """Converts and writes `folder`/model.xml and model.bin. Raises `EngineError` with OpenVINO's words."""
+def write_model(pipeline: Pipeline, folder: Path, progress: Progress, int8: bool = False) -> None:
+    """Converts and writes `folder`/model.xml and model.bin, with `int8` linear layers if asked.
+
+    Raises `EngineError` with OpenVINO's words.
+    """
     import openvino
     from openvino.frontend import FrontEndManager
 
@@ -54,12 +60,44 @@ def write_model(pipeline: Pipeline, folder: Path, progress: Progress) -> None:
             decoder = TorchFXPythonDecoder.from_exported_program(program)
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = frontend.convert(frontend.load(decoder))
+        if int8:
+            quantize_linears(model, pipeline)
         progress("write the model", 0.8)
         openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
     except (RuntimeError, AttributeError, ImportError) as error:
         words = " ".join(str(error).split())[:400]
         raise EngineError(f"OpenVINO {openvino.__version__} cannot convert this pipeline: {words}") from error
     progress("written", 1.0)
+
+
+def quantize_linears(model: Any, pipeline: Pipeline) -> int:
+    """Stores the weights of all linear layers as int8 with one scale per output channel; returns how many.
+
+    With dynamic quantisation switched on, OpenVINO then quantises their inputs as they come, in groups of channels, and
+    multiplies in int8: nothing has to be calibrated. Products that are no linear layers (attention, the memory bank's
+    distances, the resize) stay in float32.
+    """
+    from openvino import opset11 as ops
+
+    linears = {
+        hashlib.sha256(module.weight.detach().numpy().tobytes()).digest()
+        for module in pipeline.modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    count = 0
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul" or node.input_value(1).get_node().get_type_name() != "Constant":
+            continue
+        weight = node.input_value(1).get_node().data
+        if weight.ndim != 2 or hashlib.sha256(weight.tobytes()).digest() not in linears:
+            continue
+        axis = 1 if node.get_attributes()["transpose_b"] else 0  # of the inputs
+        scale = np.maximum(np.abs(weight).max(axis=axis, keepdims=True), np.finfo(np.float32).tiny) / 127
+        whole = ops.constant(np.clip(np.rint(weight / scale), -127, 127).astype(np.int8))
+        restored = ops.multiply(ops.convert(whole, "f32"), ops.constant(scale.astype(np.float32)))
+        node.input(1).replace_source_output(restored.output(0))
+        count += 1
+    return count
 
 
 @contextmanager

@@ -197,8 +197,27 @@ def test_a_librarys_own_failure_refuses_only_that_engine(
     assert "ZeroDivisionError: inside the library" in reasons[0]
 
 
+def test_int8_linear_layers_are_all_quantised_and_pass_the_gate(
+    bundles: Callable[..., Bundle], pictures: Callable
+) -> None:
+    import openvino
+
+    bundle = bundles(**FIXED)
+    prepared = engines.prepare(bundle, "openvino", options=EngineOptions(precision="int8"))
+    assert prepared.report.passed
+    assert prepared.folder is not None
+    model = openvino.Core().read_model(prepared.folder / "model.xml")
+    stored = sum(op.get_type_name() == "Constant" and op.data.dtype == np.int8 for op in model.get_ops())
+    assert stored == sum(isinstance(module, torch.nn.Linear) for module in bundle.pipeline().modules()) == 8
+    frame = pictures(80, 96, 1, seed=9)
+    with prepared.engine as engine, engines.load(bundle, ("torch",)) as plain:
+        got, wanted = engine.score([frame]), plain.score([frame])
+    np.testing.assert_allclose(got.scores, wanted.scores, rtol=0.02)
+    assert not np.array_equal(got.scores, wanted.scores)  # it does compute in 8 bits
+
+
 def test_options(bundles: Callable[..., Bundle]) -> None:
-    with pytest.raises(EngineError, match="fp32 or bf16, not fp8"):
+    with pytest.raises(EngineError, match="fp32 or bf16 or int8, not fp8"):
         engines.load(bundles(**FIXED), ("openvino",), options=EngineOptions(precision="fp8"))
     with engines.load(bundles(**FIXED), ("openvino",), options=EngineOptions(threads=1)) as engine:
         assert engine.description.endswith("1 threads")
