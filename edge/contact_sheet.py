@@ -118,7 +118,7 @@ def _tile(sheet: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, left: int, t
 
 def _legend(sheet: Image.Image, pen: ImageDraw.ImageDraw, top: int) -> None:
     """The fixed scale of all heatmaps, and what the yellow frame means."""
-    from edge.alert.overlay import SCALE_PERCENT, scale_colours
+    from pipelines.heatmap import SCALE_PERCENT, scale_colours
 
     width = 360
     bar = Image.fromarray(np.ascontiguousarray(scale_colours(width)[None, :, ::-1].repeat(12, axis=0)))

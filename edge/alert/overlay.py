@@ -1,8 +1,6 @@
 """The picture of a verdict: the frame, under a heatmap on the fixed scale.
 
-The scale is percent of limit, 0 to 200, the same for every frame of every camera: a colour means the same today and
-tomorrow, and a good part looks calm however its own scores vary. Scores up to half the limit leave the frame as it is.
-The contour runs where patches cross the camera's limit.
+The scale is that of `pipelines.heatmap`; the contour runs where patches cross the camera's limit.
 """
 
 from __future__ import annotations
@@ -16,26 +14,11 @@ from numpy.typing import NDArray
 
 from edge.alert.deadlines import effective_limit
 from edge.messages import Decision, RegionScore, Verdict
+from pipelines.heatmap import SCALE_PERCENT, Colour, Image, paint, percent_map, scale_colours, to_bgr
 from pipelines.images import PixelFormat
-
-Image = NDArray[np.uint8]
-Colour = tuple[int, int, int]
 
 LONGEST_PX = 1280  # larger frames are shrunk: the frame itself is archived beside, whole
 SHORTEST_PX = 560  # smaller frames are enlarged, so that the text is readable
-SCALE_PERCENT = 200.0
-
-# percent of limit: colour (BGR), opacity
-_STOPS: tuple[tuple[float, Colour, float], ...] = (
-    (0.0, (120, 60, 20), 0.0),
-    (40.0, (170, 90, 20), 0.0),
-    (75.0, (190, 170, 30), 0.28),
-    (95.0, (90, 225, 190), 0.40),
-    (100.0, (40, 230, 255), 0.45),
-    (130.0, (20, 130, 255), 0.55),
-    (165.0, (40, 40, 235), 0.62),
-    (200.0, (120, 0, 190), 0.70),
-)
 _INK: Colour = (235, 235, 235)
 _DIM: Colour = (160, 160, 160)
 _BAR: Colour = (38, 32, 28)
@@ -47,35 +30,13 @@ _SIGNAL: dict[Decision, Colour] = {
 _HEADER, _FOOTER = 52, 56
 _FONT = cv2.FONT_HERSHEY_DUPLEX
 
-_BAYER = {  # GenICam names the first two pixels of the mosaic, OpenCV those of its second row and column
-    PixelFormat.BAYER_RG8: cv2.COLOR_BayerBG2BGR,
-    PixelFormat.BAYER_GR8: cv2.COLOR_BayerGB2BGR,
-    PixelFormat.BAYER_GB8: cv2.COLOR_BayerGR2BGR,
-    PixelFormat.BAYER_BG8: cv2.COLOR_BayerRG2BGR,
-}
-
-
-def to_bgr(pixels: Image, pixel_format: PixelFormat) -> Image:
-    """A frame uint8 [H, W, C] in colours that cv2 understands: uint8 BGR [H, W, 3], for people to look at."""
-    if pixel_format is PixelFormat.BGR8:
-        return pixels
-    if pixel_format is PixelFormat.RGB8:
-        return _image(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-    plane = np.ascontiguousarray(pixels[:, :, 0])
-    code = _BAYER[pixel_format] if pixel_format.is_bayer else cv2.COLOR_GRAY2BGR
-    if pixel_format.is_bayer and min(plane.shape) < 4:
-        code = cv2.COLOR_GRAY2BGR  # too small to interpolate
-    return _image(cv2.cvtColor(plane, code))
-
 
 def patch_percent(region: RegionScore) -> NDArray[np.float32] | None:
     """The region's patch scores as percent of limit, float32 [h, w]; None where it carries none that fit its size."""
     if region.height * region.width == 0 or len(region.patches) != region.height * region.width * 4:
         return None
-    patches = np.frombuffer(region.patches, "<f4").reshape(region.height, region.width).astype(np.float64)
-    with np.errstate(all="ignore"):
-        percent = 100.0 * (patches - region.floor) / (region.limit - region.floor)
-    return np.nan_to_num(percent, nan=0.0, posinf=1e6, neginf=0.0).clip(0.0, 1e6).astype(np.float32)
+    patches = np.frombuffer(region.patches, "<f4").reshape(region.height, region.width)
+    return percent_map(patches, region.limit, region.floor)
 
 
 def draw(
@@ -106,13 +67,6 @@ def frame_of(picture: Image) -> Image:
     return picture[_HEADER : len(picture) - _FOOTER]
 
 
-def scale_colours(steps: int) -> Image:
-    """The heatmap's scale from 0 to `SCALE_PERCENT` over middle grey, uint8 BGR [steps, 3]."""
-    index = np.linspace(0, 255, steps).astype(np.uint8)
-    grey = np.full((steps, 3), 128.0, np.float32)
-    return (grey * _FADE[index][:, None] + _PAINT[index]).astype(np.uint8)
-
-
 def _heat(picture: Image, region: RegionScore, zoom: float, limit_percent: float, named: bool, worst: bool) -> None:
     """Lays one region's heatmap, contour and, where there are several regions, its frame and name over `picture`."""
     percent = patch_percent(region)
@@ -127,15 +81,8 @@ def _heat(picture: Image, region: RegionScore, zoom: float, limit_percent: float
         return
     part = picture[y0:y1, x0:x1]
     if percent is not None:
-        smooth = cv2.resize(np.minimum(percent, 4 * SCALE_PERCENT), (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
-        index = np.clip(smooth * (255.0 / SCALE_PERCENT), 0, 255).astype(np.uint8)
-        # The table holds colour x opacity and 1 - opacity for each step, so that blending is two look-ups.
-        blended = part * _FADE[index][:, :, None] + _PAINT[index]
-        part[:] = blended.astype(np.uint8)
         at = 100.0 * (effective_limit(region, limit_percent) - region.floor) / (region.limit - region.floor)
-        contours, _ = cv2.findContours((smooth > at).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(part, contours, -1, (20, 20, 20), 3, cv2.LINE_AA)
-        cv2.drawContours(part, contours, -1, (255, 255, 255), 1, cv2.LINE_AA)
+        paint(part, percent, at)
     if named:
         cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), (255, 255, 255) if worst else _DIM, 2 if worst else 1)
         text = f"{_ascii(region.name)}  {_percent(region)}"
@@ -195,15 +142,3 @@ def _ascii(text: str) -> str:
 def _image(array: object) -> Image:
     assert isinstance(array, np.ndarray)
     return array
-
-
-def _tables() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Per step of the scale: what is left of the frame [256], and what is painted over it [256, 3]."""
-    steps = np.linspace(0.0, SCALE_PERCENT, 256)
-    at = [stop[0] for stop in _STOPS]
-    opacity = np.interp(steps, at, [stop[2] for stop in _STOPS])
-    colour = np.stack([np.interp(steps, at, [stop[1][c] for stop in _STOPS]) for c in range(3)], axis=1)
-    return (1.0 - opacity).astype(np.float32), (colour * opacity[:, None]).astype(np.float32)
-
-
-_FADE, _PAINT = _tables()

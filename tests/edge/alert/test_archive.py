@@ -13,9 +13,10 @@ import pytest
 
 from edge.alert.archive import Archive, Job, name_of, render, write_files
 from edge.alert.ledger_schema import ArchiveState
-from edge.alert.overlay import LONGEST_PX, draw, patch_percent, to_bgr
+from edge.alert.overlay import LONGEST_PX, draw, patch_percent
 from edge.alert.retention import Item, Limits, Stock
 from edge.messages import Decision, RegionScore
+from pipelines.heatmap import to_bgr
 from pipelines.images import PixelFormat, read_image
 
 ROOMY = Limits(10**12, 0, 1e4)
