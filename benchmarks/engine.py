@@ -201,7 +201,7 @@ def study(args: argparse.Namespace, console: Console, folder: Path) -> dict[str,
         for hint in ("f32", "bf16", "f16")
         for threads in sorted({1, cores})
     }
-    variants["f32, not pinned"] = ({"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}, 1)
+    variants["f32, pinned"] = ({"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": True}, 1)
     variants["f32, batch of 4 stacked"] = ({"INFERENCE_PRECISION_HINT": "f32"}, 4)
     variants[f"f32, {cores} streams, 4 frames at once"] = (
         {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": cores, "INFERENCE_NUM_THREADS": cores},
@@ -218,7 +218,9 @@ def study(args: argparse.Namespace, console: Console, folder: Path) -> dict[str,
             model = core.read_model(model_file)
             if batch > 1:
                 model.reshape([batch, *args.frame, 1])
-            compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", **settings})
+            compiled = core.compile_model(
+                model, "CPU", {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False, **settings}
+            )
             contestants[name] = _runner(compiled, images, batch)
         times = take_turns(contestants, args.samples)
         table = Table(title=f"{method}: OpenVINO {openvino.__version__} on {cpu_model()}", title_justify="left")
