@@ -67,10 +67,14 @@ def run(
     Exit codes: 0 stopped as asked, or all sources ended and all parts have verdicts; 1 an error that the message
     names; 2 wrong usage; 3 a process did not start; 4 a process failed too often; 5 parts without a verdict.
     """
+    from dataclasses import replace
+
+    from edge.line import RESTART
     from edge.run import find_line, print_summary, run_line
     from edge.settings import load_settings
 
-    outcome, summary = run_line(load_settings(find_line(line)), restarts)
+    policy = RESTART if restarts is None else replace(RESTART, budget=restarts)
+    outcome, summary = run_line(load_settings(find_line(line)), policy)
     print_summary(outcome, summary)
     raise typer.Exit(int(outcome.code))
 

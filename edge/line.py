@@ -52,7 +52,7 @@ class Role:
     restart: Restart
 
 
-_RESTART = Restart(budget=5, window_s=60.0, backoff_s=0.2, backoff_max_s=10.0)
+RESTART = Restart(budget=5, window_s=60.0, backoff_s=0.2, backoff_max_s=10.0)
 
 ABORT_S = 2.0  # from the watchdog's SIGABRT, by which a process writes where it hangs, to SIGKILL
 
@@ -75,7 +75,7 @@ ROLES: tuple[Role, ...] = (
         memory_mib=1024,
         tasks=64,
         oom_score=-800,
-        restart=_RESTART,
+        restart=RESTART,
     ),
     Role(
         name="infer",
@@ -92,7 +92,7 @@ ROLES: tuple[Role, ...] = (
         memory_mib=8192,
         tasks=512,
         oom_score=-200,
-        restart=_RESTART,
+        restart=RESTART,
     ),
     Role(
         name="capture",
@@ -109,7 +109,7 @@ ROLES: tuple[Role, ...] = (
         memory_mib=1024,
         tasks=128,
         oom_score=-600,
-        restart=_RESTART,
+        restart=RESTART,
     ),
 )
 
@@ -149,11 +149,9 @@ def specs(settings: Settings, line_file: Path) -> list[Spec]:
     return found
 
 
-def with_restarts(processes: Sequence[Spec], budget: int) -> list[Spec]:
-    """The same processes with another restart budget."""
-    return [
-        replace(spec, role=replace(spec.role, restart=replace(spec.role.restart, budget=budget))) for spec in processes
-    ]
+def with_restarts(processes: Sequence[Spec], policy: Restart) -> list[Spec]:
+    """The same processes with another restart policy."""
+    return [replace(spec, role=replace(spec.role, restart=policy)) for spec in processes]
 
 
 _COLUMNS = ("Process", "What it does", "Start", "Ready within", "Watchdog", "Stop within", "CPU budget", "Memory")

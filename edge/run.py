@@ -9,7 +9,7 @@ from typing import TextIO, cast
 
 from edge import logs
 from edge.child import Child
-from edge.line import Spec, specs, with_restarts
+from edge.line import Restart, Spec, specs, with_restarts
 from edge.passthrough import Passthrough
 from edge.results import Results, Summary
 from edge.settings import Settings
@@ -26,22 +26,22 @@ def command(spec: Spec) -> Sequence[str]:
 
 def run_line(
     settings: Settings,
-    restarts: int | None = None,
+    restart: Restart | None = None,
     turn: Callable[[Mapping[str, Child]], None] | None = None,
     output: Passthrough | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> tuple[Outcome, Summary]:
     """Runs the line until it ends, is stopped by a signal, or fails.
 
-    `restarts` replaces the restart budget of every process. `turn` is called several times a second.
+    `restart` replaces the restart policy of every process. `turn` is called several times a second.
     Raises `LineInUse` where this line runs already, `TransportError` where the runtime folder cannot be used.
     """
     output = output or Passthrough(2)
     endpoints = Endpoints(settings)
     ensure_runtime(endpoints.runtime)
     processes = specs(settings, settings.file)
-    if restarts is not None:
-        processes = with_restarts(processes, restarts)
+    if restart is not None:
+        processes = with_restarts(processes, restart)
     longest_ms = max(settings.deadline_ms(camera) for camera in settings.cameras)
     with ProcessLock(endpoints.lock("run")):
         log = logs.set_up(
