@@ -157,9 +157,12 @@ class AlertProcess(Process):
         """Takes up the parts of a predecessor: the ledger's rows decide what is missing."""
         now = now_ns()
         self._parts.begun_ms = ledger.begun_ns // 1_000_000
-        lost = ledger.forget_queued()
-        if lost:
-            self.log.warning("frames of a killed predecessor were not archived", frames=lost)
+        try:
+            lost = ledger.forget_queued()
+            if lost:
+                self.log.warning("frames of a killed predecessor were not archived", frames=lost)
+        except LedgerError as error:  # a full disk must not keep the line from its verdicts
+            self.fault(str(error))
         for camera in self._limits:
             for epoch in ledger.epochs(camera):
                 written = ledger.sequences(camera, epoch, MAX_GAP)

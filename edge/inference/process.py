@@ -68,7 +68,6 @@ class InferenceProcess(Process):
 
     def setup(self) -> None:
         """Loads, proves and warms every engine; then opens the inbox."""
-        _hold_threads(self.settings.inference.threads)
         for path, kinds in wanted(self.settings).items():
             self.progress(f"loading bundle {path}", 600.0)
             self._judges[path] = self._load_one(self.settings, path, kinds)
@@ -360,11 +359,3 @@ def kind_of(camera: CameraSettings) -> Kind:
 
 def _late(item: Waiting, now: int) -> str:
     return f"its deadline was {(now - item.due_ns) / 1e6:.1f} ms ago when inference came to it"
-
-
-def _hold_threads(threads: int) -> None:
-    """Threads of torch, for this process; engines of other libraries are given theirs when they are loaded."""
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)

@@ -205,6 +205,26 @@ def test_damaged_after_a_crash_keeps_what_still_reads(path: Path, make_verdict: 
         assert ledger.write([Entry(make_verdict(3999, "reject"))]) == [False]
 
 
+def test_large_ledger_is_checked_beside(path: Path, make_verdict: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a crash, without holding up the start; an index that lost a page shows only to the full check."""
+    with Ledger.open(path, "press") as ledger:
+        ledger.write([Entry(make_verdict(i)) for i in range(2000)])
+    connection = sqlite3.connect(path)
+    (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'verdicts_by_part'").fetchone()
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(b"\0" * 4096)
+    path.with_name(path.name + "-wal").write_bytes(b"\0" * 100)
+    monkeypatch.setattr("edge.alert.ledger.CHECK_AT_ONCE_BYTES", 0)
+    with Ledger.open(path, "press") as ledger:
+        assert ledger.fault == ""
+        assert ledger.damaged.wait(20)
+        ledger.replace("found by the check")
+        assert ledger.sequences("top", 1000, 9999) == list(range(1999, -1, -1))
+        assert not ledger.damaged.is_set()
+
+
 def test_damage_found_while_running(path: Path, make_verdict: Any) -> None:
     with Ledger.open(path, "press") as ledger:
         ledger.write([Entry(make_verdict(i)) for i in range(2000)])
@@ -278,7 +298,7 @@ def test_full_disk(tmp_path: Path, make_verdict: Any) -> None:
         with History(folder / "ledger.sqlite") as history:
             assert len(list(history.entries())) == 300
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_locked_by_somebody_else_is_an_error_not_a_wait(path: Path, make_verdict: Any) -> None:
@@ -316,4 +336,4 @@ def test_read_only_folder_reads(path: Path, make_verdict: Any, tmp_path: Path) -
         with History(folder / path.name) as history:
             assert len(list(history.entries())) == 12
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,18 @@ def test_part_with_a_row_is_not_published_again(ledger: Ledger, make_verdict: An
     published = recorder.record(entries(make_verdict, 1, 2, "reject"), 0)
     assert [e.verdict.id.sequence for e in published] == [2]
     assert recorder.contradictions == 1
+
+
+def test_damage_while_running_begins_a_new_ledger(ledger: Ledger, make_verdict: Any) -> None:
+    recorder = Recorder(ledger)
+    recorder.record(entries(make_verdict, 0, 2000), 0)
+    ledger.close()
+    with Ledger.open(ledger.path, "press") as damaged:
+        recorder = Recorder(damaged)
+        with ledger.path.open("r+b") as file:
+            file.seek(4096)
+            file.write(os.urandom(ledger.path.stat().st_size - 4096))
+        published = recorder.record(entries(make_verdict, 2000, 2000), 0)
+        assert [e.verdict.decision for e in published] == [Decision.PASS] * 2000
+        assert "moved to" in damaged.fault
+        assert set(range(2000, 4000)) <= rows(damaged).keys()
