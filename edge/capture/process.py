@@ -17,13 +17,12 @@ from edge.capture.source import EndOfSource, Grab, SlotPool, Source
 from edge.capture.sources import open_source
 from edge.capture.truth import TruthFile
 from edge.frames import RingSlot, RingWriter, ring_path
-from edge.messages import FrameId, FrameRef, FrameStatus, encode, host_id, now_ns
+from edge.messages import FrameId, FrameRef, FrameStatus, encode, host_id, now_ns, origin
 from edge.process import Process
 from edge.settings import CameraSettings, Settings
 from edge.transport import Outbox
 
 TURN_S = 0.2  # longest wait for a frame in one turn
-ORIGIN_BYTES = 400  # of a file's name in an announcement, which has to fit a journal entry
 PEER_WAIT_S = 1.0
 
 
@@ -44,6 +43,7 @@ class CaptureProcess(Process):
         self._fault = ""
         self._looked = 0.0
         self._worst_behind_ns = 0
+        self._failed_said, self._failed_unsaid = float("-inf"), 0
 
     def setup(self) -> None:
         """Opens the source, makes (or takes over) the ring, connects to alert and inference."""
@@ -122,7 +122,7 @@ class CaptureProcess(Process):
             camera_frame=grab.camera_frame,
             camera_time_ns=grab.camera_time_ns,
             encoder=grab.encoder,
-            origin=_told(grab.origin),
+            origin=None if grab.origin is None else origin(grab.origin),
         )
         message = encode(frame)
         self._ring.journal_append(message)
@@ -135,16 +135,28 @@ class CaptureProcess(Process):
                 self.counters["queue_full_infer"] += 1
         self.counters["frames"] += 1
         if grab.status is not FrameStatus.OK:
-            self.counters[f"failed_{grab.status.value}"] += 1
-            self.log.warning(
-                "a part has no usable frame", sequence=sequence, status=grab.status.value, origin=frame.origin
-            )
+            self._failed(frame)
         self._worst_behind_ns = max(self._worst_behind_ns, behind)
         if self._truth is not None and grab.truth is not None:
             fault = self._truth.write({"epoch": frame.id.epoch, "sequence": sequence, "part": frame.part, **grab.truth})
             if fault:
                 self.fault(fault)
                 self._truth = None
+
+    def _failed(self, frame: FrameRef) -> None:
+        """Counts a part without a usable frame; logs one a second, for a log that fills up would hold up the camera."""
+        self.counters[f"failed_{frame.status.value}"] += 1
+        self._failed_unsaid += 1
+        now = time.monotonic()
+        if now - self._failed_said > 1.0:
+            self.log.warning(
+                "a part has no usable frame",
+                sequence=frame.id.sequence,
+                status=frame.status.value,
+                origin=frame.origin,
+                failed_since_last=self._failed_unsaid,
+            )
+            self._failed_said, self._failed_unsaid = now, 0
 
     def _look(self) -> None:
         """Brings state, counters and gauges up to date."""
@@ -164,13 +176,3 @@ class CaptureProcess(Process):
             self.log.info("the camera is back", camera=self.camera.name)
         self._fault = fault
         self.state = f"degraded: {fault}"[:1024] if fault else "running"
-
-
-def _told(origin: str | None) -> str | None:
-    """An origin that fits an announcement: valid Unicode, and of a very long path its end."""
-    if origin is None:
-        return None
-    data = origin.encode("utf-8", "surrogateescape")
-    if len(data) <= ORIGIN_BYTES:
-        return data.decode("utf-8", "replace")
-    return "…" + data[-ORIGIN_BYTES:].decode("utf-8", "ignore")

@@ -50,8 +50,9 @@ class StreamSource(Source):
             shape, why = reader.shape, reader.ended
             if shape is None:
                 reader.give_up()
-                why = why or f"no frame within {self._settings.open_s:g} s"
-                raise SourceError(f"{self._name}: {why}; {self._advice()}")
+        if shape is None:
+            reader.join(1.0)  # a thread that is inside the video library while Python ends takes the process down
+            raise SourceError(f"{self._name}: {why or 'no frame in time'}; {self._advice()}")
         self._reader = reader
         self._connected = 1
         channels = self._settings.pixel_format.channels

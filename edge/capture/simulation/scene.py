@@ -115,10 +115,10 @@ class Conveyor:
         reference = min(height, width)
         unit = reference / 480
         self._sprites = {name: PART_TYPES[name](rng, reference, gray) for name in self._types}
-        patch = textures.belt(rng, min(height, _BELT_PERIOD), min(width, _BELT_PERIOD), unit, (70, 79, 73))
+        cloth = textures.belt(rng, min(height, _BELT_PERIOD), min(width, _BELT_PERIOD), unit, (70, 79, 73))
         # The width a whole number of patches would have is cut off: a faint seam crosses the view now and then, as a
         # belt's joint does.
-        self._belt = self._gray_or_colour(textures.tiled(patch, height, width))
+        self._belt = self._gray_or_colour(textures.tiled(cloth, height, width))
         self._lamp_margin = max(4, reference // 12)
         self._lamp = self._lamp_map()
         # Noise from a table moved by a random offset: drawing it anew would cost more than all the rest.

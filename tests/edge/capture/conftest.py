@@ -11,7 +11,7 @@ from edge.frames import RingWriter
 Start = Callable[..., tuple[SourceInfo, RingWriter]]
 
 
-@pytest.fixture()
+@pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Opens a source and starts it on a real ring of its own; everything is closed after the test."""
     opened: list[tuple[Source, RingWriter]] = []
@@ -30,7 +30,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         ring.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def drain() -> Callable[[Source, RingWriter], list[tuple[Grab, bytes]]]:
     """All parts of a finite source with their pixels, committed one by one as capture does."""
 

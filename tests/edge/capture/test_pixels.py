@@ -16,7 +16,7 @@ DEMOSAIC = {
 }
 
 
-@pytest.fixture()
+@pytest.fixture
 def picture() -> np.ndarray:
     smooth = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return cv2.resize(smooth, (96, 64), interpolation=cv2.INTER_CUBIC)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_parts_come_on_schedule_whatever_the_reader_does(start, drain):
     assert info.max_rate_hz == 50.0
     parts = drain(source, ring)
     triggers = [grab.trigger_ns for grab, _ in parts]
-    assert [b - a for a, b in zip(triggers[:-1], triggers[1:], strict=True)] == [20_000_000] * 7
+    assert [b - a for a, b in itertools.pairwise(triggers)] == [20_000_000] * 7
     assert all(trigger <= now_ns() for trigger in triggers)
 
 
@@ -98,7 +99,7 @@ def test_parts_that_passed_long_ago_are_announced_as_lost_and_we_catch_up(start)
     assert all(grab.status is FrameStatus.LOST for grab in grabs[:lost])
     assert all(grab.status is FrameStatus.OK for grab in grabs[lost:])
     triggers = [grab.trigger_ns for grab in grabs]
-    assert {b - a for a, b in zip(triggers[:-1], triggers[1:], strict=True)} == {50_000_000}
+    assert {b - a for a, b in itertools.pairwise(triggers)} == {50_000_000}
     assert source.health()[1]["lost_behind"] == lost
 
 
