@@ -118,6 +118,12 @@ class AlertSettings(Section):
     commit_ms: float = Field(
         default=5.0, ge=0, le=1000, description="Milliseconds for which verdicts are gathered into one write to disk."
     )
+    ledger_days: float = Field(
+        default=730,
+        ge=0,
+        le=36_500,
+        description="Days a verdict stays in the ledger, about 270 bytes each; 0 keeps it for ever.",
+    )
     endpoint: TcpEndpoint | None = Field(
         default=None, description="tcp://HOST:PORT of this computer where inference runs on another one."
     )

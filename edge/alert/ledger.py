@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from edge.alert.ledger_keeper import Keeper, connect, quick_check
 from edge.alert.ledger_schema import (
     COLUMNS,
     CREATE,
@@ -32,10 +33,7 @@ from edge.alert.ledger_schema import (
 )
 from edge.errors import LedgerError
 
-BUSY_MS = 50  # how long a commit waits for somebody else's lock: well below any deadline
 CHECK_AT_ONCE_BYTES = 8 << 20  # takes about 0.1 s; larger ledgers are checked in the background after a crash
-CHECKPOINT_ROWS = 2000
-CHECKPOINT_S = 10.0
 SALVAGED_ROWS = 65_536
 
 
@@ -46,23 +44,26 @@ class LedgerDamaged(LedgerError):
 class Ledger:
     """The ledger of one line, open for writing. Made by `Ledger.open`; usable from one thread."""
 
-    def __init__(self, path: Path, line: str) -> None:
+    def __init__(self, path: Path, line: str, keep_days: float = 0) -> None:
         self.path = path
         self.line = line
+        self.keep_days = keep_days
         self.fault = ""  # a damaged ledger that was moved aside, for health
         self.damaged = threading.Event()  # the background check found damage
         self.begun_ns = 0  # wall clock; 0 for one that goes on where a damaged one ended
         self._connection: sqlite3.Connection
-        self._keeper: _Keeper
+        self._keeper: Keeper
 
     @classmethod
-    def open(cls, path: Path, line: str) -> Ledger:
+    def open(cls, path: Path, line: str, keep_days: float = 0) -> Ledger:
         """Opens or creates the ledger; a damaged one is moved aside and a new one begun.
+
+        Rows older than `keep_days` go, a few at a time in the background; 0 keeps them for ever.
 
         Raises `LedgerError` where the folder cannot be written, or the file belongs to another line, program or
         schema.
         """
-        ledger = cls(path, line)
+        ledger = cls(path, line, keep_days)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -171,7 +172,7 @@ class Ledger:
     def _open(self, continues: bool = False) -> None:
         crashed = _size(_beside(self.path, "-wal")) > 0
         try:
-            self._connection = _connect(self.path)
+            self._connection = connect(self.path)
         except sqlite3.Error as error:
             raise self._error(error, "cannot be opened") from error
         try:
@@ -193,7 +194,8 @@ class Ledger:
         except LedgerError:
             self._connection.close()
             raise
-        self._keeper = _Keeper(self.path, self.damaged, check=crashed and _size(self.path) > CHECK_AT_ONCE_BYTES)
+        check = crashed and _size(self.path) > CHECK_AT_ONCE_BYTES
+        self._keeper = Keeper(self.path, self.damaged, check, self.keep_days)
 
     def _is_empty(self) -> bool:
         (application,) = self._connection.execute("PRAGMA application_id").fetchone()
@@ -223,7 +225,7 @@ class Ledger:
     def _salvage(self, aside: Path) -> int:
         """Copies the newest rows that still read from a damaged file, newest first."""
         saved = 0
-        with contextlib.suppress(sqlite3.Error, ValueError), contextlib.closing(_connect(aside)) as damaged:
+        with contextlib.suppress(sqlite3.Error, ValueError), contextlib.closing(connect(aside)) as damaged:
             for row in damaged.execute(
                 f"SELECT {COLUMNS} FROM verdicts ORDER BY row DESC LIMIT {SALVAGED_ROWS}"  # noqa: S608
             ):
@@ -250,73 +252,6 @@ class Ledger:
         if is_damage(error):
             return LedgerDamaged(f"{self.path}: the ledger is damaged: {error}")
         return LedgerError(f"{self.path}: the ledger {what}: {error}")
-
-
-class _Keeper:
-    """Folds the log into the database now and then, and checks a large ledger after a crash, in its own thread."""
-
-    def __init__(self, path: Path, damaged: threading.Event, check: bool) -> None:
-        self._path = path
-        self._damaged = damaged
-        self._check = check
-        self._rows = 0
-        self._wake = threading.Event()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="ledger-keeper", daemon=True)
-        self._thread.start()
-
-    def wrote(self, rows: int) -> None:
-        self._rows += rows
-        if self._rows >= CHECKPOINT_ROWS:
-            self._wake.set()
-
-    def stop(self) -> None:
-        self._stopping = True
-        self._wake.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            connection = _connect(self._path)
-        except sqlite3.Error:
-            return
-        with contextlib.closing(connection):
-            # A check of a large file takes seconds: it ends early when the ledger is closed.
-            connection.set_progress_handler(lambda: self._stopping, 100_000)
-            if self._check and quick_check(connection):
-                self._damaged.set()
-            while not self._stopping:
-                self._wake.wait(CHECKPOINT_S)
-                self._wake.clear()
-                rows, self._rows = self._rows, 0
-                if rows and not self._stopping:
-                    with contextlib.suppress(sqlite3.Error):  # a full disk: the log stays, and is tried again
-                        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-
-
-def quick_check(connection: sqlite3.Connection) -> str:
-    """What SQLite's own check finds wrong with the file, or "" where it is sound."""
-    try:
-        (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.OperationalError as error:
-        return str(error) if is_damage(error) else ""  # interrupted, or the disk: no word on the file
-    except sqlite3.DatabaseError as error:
-        return str(error)
-    return "" if result == "ok" else str(result)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
-        connection.execute("PRAGMA temp_store = MEMORY")
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
 
 
 def _beside(path: Path, suffix: str) -> Path:

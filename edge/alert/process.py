@@ -71,7 +71,7 @@ class AlertProcess(Process):
         """Opens ledger and archive, takes up the parts that a predecessor left, then opens the inbox."""
         cv2.setNumThreads(1)  # pictures are drawn beside the verdicts, not instead of them
         paths, archive = self.settings.paths, self.settings.archive
-        ledger = Ledger.open(paths.ledger, self.settings.line.name)
+        ledger = Ledger.open(paths.ledger, self.settings.line.name, self.settings.alert.ledger_days)
         self._recorder = Recorder(ledger)
         if ledger.fault:
             self.fault(ledger.fault)
