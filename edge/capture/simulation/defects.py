@@ -204,24 +204,25 @@ def misprint(part: Damage, rng: Rng, severity: float) -> None:
     before = part.surface.copy()
     away = unit * _range(rng, severity, 2.2, 3.5, 5, 15)
     angle = rng.uniform(0, 2 * np.pi)
-    size = sprite.size, sprite.size
 
-    def shifted(distance: float) -> tuple[np.ndarray, np.ndarray]:
-        move = np.array([[1, 0, distance * np.cos(angle)], [0, 1, distance * np.sin(angle)]])
+    def shifted(distance: float, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        right, down = distance * np.cos(angle) - window.columns.start, distance * np.sin(angle) - window.rows.start
+        move, size = np.array([[1, 0, right], [0, 1, down]]), window.x.shape[::-1]
         return cv2.warpAffine(sprite.surface, move, size), cv2.warpAffine(sprite.marking, move, size)
 
     if rng.random() < 0.5:
-        surface, marking = shifted(away)
+        centre = sprite.size / 2
+        surface, marking = shifted(away, part.window(centre, centre, sprite.size))
         cv2.copyTo(sprite.blank, (sprite.marking > 0).astype(np.uint8), part.surface)
         cv2.copyTo(surface, (marking > 0).astype(np.uint8), part.surface)
     else:
         x, y = part.spot(rng)
-        window = part.window(x, y, unit * _range(rng, severity, 20, 30, 40, 80))
+        reach = unit * _range(rng, severity, 20, 30, 40, 80)
+        window = part.window(x, y, reach)
         for distance in np.linspace(away, 0.2 * away, max(3, int(away / unit))):
-            surface, marking = shifted(float(distance))
-            wet = (marking > 0).astype(np.float32) * 0.5
-            wet = np.where(np.hypot(window.x, window.y) < window.x.max(), wet[window.rows, window.columns], 0)
-            patch, ink = part.surface[window.rows, window.columns], surface[window.rows, window.columns]
+            ink, marking = shifted(float(distance), window)
+            wet = (marking > 0) * np.where(np.hypot(window.x, window.y) < reach, np.float32(0.5), np.float32(0))
+            patch = part.surface[window.rows, window.columns]
             opacity = wet if patch.ndim == 2 else wet[:, :, None]
             patch[...] = np.rint(patch + opacity * (ink.astype(np.float32) - patch)).astype(np.uint8)
     change = cv2.absdiff(part.surface, before)

@@ -114,23 +114,25 @@ def grabs_until(
 
 @pytest.mark.parametrize("form", [PixelFormat.BGR8, PixelFormat.RGB8, PixelFormat.MONO8])
 def test_frames_arrive_with_their_time_and_pixels(camera, start, form):
-    source = open_source(stream(camera, pixel_format=form))
+    source = open_source(stream(camera, pixel_format=form, stall_s=10.0))
     info, ring = start(source, slots=12)
     assert not info.finite
     assert info.max_bytes == 64 * 96 * form.channels
     before = time.monotonic_ns()
     grabs = grabs_until(source, ring, lambda grabs: len(grabs) >= 10)
+    good = [grab for grab in grabs if grab.status is FrameStatus.OK]
+    assert len(good) >= 5  # a busy computer may lose some, and says so
+    assert {grab.status for grab in grabs} <= {FrameStatus.OK, FrameStatus.LOST}
     for grab in grabs:
-        assert grab.status is FrameStatus.OK
         assert (grab.height, grab.width, grab.pixel_format) == (64, 96, form)
         assert before - 1_000_000_000 < grab.trigger_ns <= time.monotonic_ns()
-    pixels = grabs[-1].slot.buffer[: info.max_bytes].reshape(-1, form.channels).mean(axis=0)
+    pixels = good[-1].slot.buffer[: info.max_bytes].reshape(-1, form.channels).mean(axis=0)
     colour = {PixelFormat.BGR8: [200, 120, 40], PixelFormat.RGB8: [40, 120, 200], PixelFormat.MONO8: [105]}[form]
     assert pixels == pytest.approx(colour, abs=3)
-    assert source.health() == (
-        "",
-        {"reconnects": 0, "stalls": 0, "connections_failed": 0, "frames_overrun": 0},
-    )
+    fault, counters = source.health()
+    assert fault == ""
+    assert counters["frames_overrun"] >= len(grabs) - len(good)
+    assert counters["reconnects"] == counters["stalls"] == counters["connections_failed"] == 0
 
 
 def test_a_stalled_stream_is_noticed_and_opened_anew(camera, start):
@@ -195,7 +197,8 @@ def test_a_camera_that_comes_back_with_larger_frames_does_not_fit_the_ring(camer
     camera.switch_off()
     camera.picture = LARGER
     camera.switch_on()
-    grabs = grabs_until(source, ring, lambda grabs: any(grab.status is not FrameStatus.OK for grab in grabs))
+    usual = (FrameStatus.OK, FrameStatus.LOST)
+    grabs = grabs_until(source, ring, lambda grabs: any(grab.status not in usual for grab in grabs))
     assert grabs[-1].status is FrameStatus.NO_SLOT
     assert (grabs[-1].height, grabs[-1].width) == (128, 160)
 
