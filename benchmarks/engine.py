@@ -38,6 +38,7 @@ from pipelines.encoders import compact
 from pipelines.engines import EngineOptions
 from pipelines.engines.cpu import cpu_model
 from pipelines.engines.openvino import compile_settings
+from pipelines.engines.openvino_convert import write_model
 from pipelines.pipeline import Pipeline, PipelineConfig
 
 BURST = 6
@@ -214,13 +215,14 @@ def study(args: argparse.Namespace, console: Console, folder: Path) -> dict[str,
         images = [shared(picture(*args.frame, seed=i)) for i in range(4)]
         contestants: dict[str, Infer] = {}
         for name, (settings, batch) in variants.items():
-            core = openvino.Core()
-            model = core.read_model(model_file)
+            file = model_file
             if batch > 1:
-                model.reshape([batch, *args.frame, 1])
-            compiled = core.compile_model(
-                model, "CPU", {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False, **settings}
-            )
+                stacked = folder / f"{method} stacked"
+                stacked.mkdir()
+                write_model(bundle.pipeline(), stacked, lambda what, done: None, batch=batch)
+                file = stacked / "model.xml"
+            unpinned = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+            compiled = openvino.Core().compile_model(file, "CPU", {**unpinned, **settings})
             contestants[name] = _runner(compiled, images, batch)
         times = take_turns(contestants, args.samples)
         table = Table(title=f"{method}: OpenVINO {openvino.__version__} on {cpu_model()}", title_justify="left")

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 MODEL = "model.xml"
 
 
-def export(pipeline: Pipeline) -> torch.export.ExportedProgram:
-    """The pipeline's graph for a batch of one: of the configured frame size, or of any size."""
+def export(pipeline: Pipeline, batch: int = 1) -> torch.export.ExportedProgram:
+    """The pipeline's graph for a fixed batch: of the configured frame size, or of any size."""
     config = pipeline.config
     height, width = config.frame or (64, 96)
-    example = torch.zeros(1, height, width, config.pixel_format.channels, dtype=torch.uint8)
+    example = torch.zeros(batch, height, width, config.pixel_format.channels, dtype=torch.uint8)
     shapes: Any = None
     if config.frame is None:
         rows, columns = torch.export.Dim("rows", min=2, max=32767), torch.export.Dim("columns", min=2, max=32767)
@@ -42,7 +42,7 @@ def export(pipeline: Pipeline) -> torch.export.ExportedProgram:
         return torch.export.export(pipeline, (example,), dynamic_shapes=shapes)
 
 
-def write_model(pipeline: Pipeline, folder: Path, progress: Progress, int8: bool = False) -> None:
+def write_model(pipeline: Pipeline, folder: Path, progress: Progress, int8: bool = False, batch: int = 1) -> None:
     """Converts and writes `folder`/model.xml and model.bin, with `int8` linear layers if asked.
 
     Raises `EngineError` with OpenVINO's words.
@@ -51,7 +51,7 @@ def write_model(pipeline: Pipeline, folder: Path, progress: Progress, int8: bool
     from openvino.frontend import FrontEndManager
 
     progress("export the graph", 0.1)
-    program = export(pipeline)
+    program = export(pipeline, batch)
     progress("convert to OpenVINO", 0.4)
     try:
         from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
