@@ -28,7 +28,7 @@ def fast_bfloat16() -> bool:
     """Whether bfloat16 matrix products are faster than float32 ones here.
 
     They are with Intel's matrix units (AMX) and on AMD processors with AVX512-BF16. Intel's AVX512-BF16 without AMX has
-    half the issue rate of float32 products, so bfloat16 gains nothing there (measured: 1.4 to 1.7 times slower).
+    half the issue rate of float32 products, so bfloat16 gains nothing there (measured: 1.5 to 1.9 times slower).
     """
     info = _cpuinfo()
     flags = set(info.get("flags", "").split())
