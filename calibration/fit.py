@@ -34,7 +34,7 @@ Report = Callable[[str, int, int, str], None]
 Say = Callable[[str], None]
 """say(one line for people)"""
 
-ALTERED_SCORES = 64
+ALTERED_SCORES = 32
 """Scores of altered copies made where no image can be held out."""
 
 

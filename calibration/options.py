@@ -76,7 +76,7 @@ def make_pipeline(options: FitOptions, encoder: Encoder, images: NormalImages) -
         raise FitError(f"{options.images}: Bayer images must all have one size")
     config = PipelineConfig(
         encoder=encoder.config.to_dict(),
-        head=_head_config(options, encoder),
+        head=head_config(options, encoder.width, encoder.depth),
         input_size=size,
         pixel_format=images.pixel_format,
         frame=None if options.any_size and not regions else images.frame,
@@ -93,10 +93,11 @@ def default_size(encoder: Encoder, method: Method) -> tuple[int, int]:
     return side, side
 
 
-def _head_config(options: FitOptions, encoder: Encoder) -> HeadConfig:
+def head_config(options: FitOptions, width: int, depth: int) -> HeadConfig:
+    """The head for an encoder of `width` channels and `depth` blocks."""
     if options.method == "foundad":
         # The published projector is half as wide as ViT-B's tokens; narrower encoders keep the ratio, not the number.
-        embed = options.embed or min(384, max(96, encoder.width // 2))
-        return FoundADConfig(embed=embed, last=min(3, encoder.depth))
-    block = options.block if options.block is not None else max(1, encoder.depth - 1)
+        embed = options.embed or min(384, max(96, width // 2 // 12 * 12))
+        return FoundADConfig(embed=embed, last=min(3, depth))
+    block = options.block if options.block is not None else max(1, depth - 1)
     return MemoryBankConfig(blocks=(block,), normed=True, distance="cosine", pool=options.pool, size=options.bank)

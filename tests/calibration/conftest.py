@@ -91,3 +91,41 @@ def make_parts(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+TOKENS = (
+    *("cls_token", "pos_embed", "class_embedding", "positional_embedding", "positional_embedding_frozen"),
+    *("anomaly_token", "normal_token", "anomaly_pos", "normal_pos", "anchor_queries", "pos_encoding"),
+)
+
+
+@pytest.fixture(scope="session")
+def reference_weights() -> Callable[[str], dict[str, torch.Tensor]]:
+    """reference_weights("vitad") -> the state dict of a golden model, by its published names (`<name>_keys.json`)."""
+
+    def make(name: str) -> dict[str, torch.Tensor]:
+        out = {}
+        for key, shape in json.loads((DATA / f"{name}_keys.json").read_text()).items():
+            if key.endswith("res_scale"):
+                scale, shift = 0.0, 0.3
+            elif key.endswith(TOKENS):
+                scale, shift = 0.3, 0.0
+            elif len(shape) <= 1:
+                scale, shift = (0.2, 1.0) if key.endswith("weight") else (0.1, 0.0)
+            else:
+                scale, shift = math.sqrt(3.0 / math.prod(shape[1:])), 0.0
+            out[key] = torch.from_numpy(_array(key, shape, scale, shift))
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reference_arrays() -> Callable[[str], dict[str, torch.Tensor]]:
+    """reference_arrays("vitad") -> the golden arrays of a method's training (`<name>_train.npz`)."""
+
+    def load(name: str) -> dict[str, torch.Tensor]:
+        with np.load(DATA / f"{name}_train.npz") as file:
+            return {key: torch.from_numpy(file[key]) for key in file.files}
+
+    return load

@@ -15,7 +15,7 @@ from calibration.foreground import (
     opening,
     suggest_foreground,
 )
-from calibration.synthesis import CutPaste, patch_of, patch_size, paste, places, sample, synthesise
+from calibration.synthesis import CutPaste, paste, patch_of, patch_size, places, sample, synthesise
 from calibration.transforms import (
     Jitter,
     adjust_brightness,
@@ -56,7 +56,7 @@ def test_single_jitters_equal_the_reference(golden):
         "hue": adjust_hue,
     }
     image = torch.from_numpy(golden["jitter/input"])
-    names = [key[7:] for key in golden if key.startswith("jitter/") and "input" != key[7:] and "chain" not in key]
+    names = [key[7:] for key in golden if key.startswith("jitter/") and key[7:] != "input" and "chain" not in key]
     assert len(names) == 20
     for name in names:
         kind, value = name.split("_")[:2]

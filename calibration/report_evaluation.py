@@ -1,0 +1,111 @@
+"""What `calibrate evaluate` and `calibrate compare` tell on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from calibration.compare import Comparison, Difference
+from calibration.results import METRICS, Evaluation
+from calibration.robustness import Robustness
+from calibration.thresholds import percent
+
+HEADS = ("I-AUROC", "I-AP", "I-F1", "P-AUROC", "P-AP", "P-F1", "AU-PRO", "mAD")
+"""Short names of `METRICS`."""
+
+
+def points(value: float | None) -> str:
+    """A metric in percent points, as the field prints it."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def show_evaluation(console: Console, evaluation: Evaluation) -> None:
+    """The table per class and mean, what the limit does, and what could not be computed."""
+    table = Table(title=f"{evaluation.method} on {evaluation.dataset} [%]")
+    table.add_column("class")
+    for head in (*HEADS, "false rejects", "missed", "ms"):
+        table.add_column(head, justify="right")
+    for one in evaluation.classes:
+        (wrong, good), (missed, bad) = one.false_rejects, one.misses
+        table.add_row(
+            one.name,
+            *(points(one.metrics[name]) for name in METRICS),
+            f"{wrong}/{good}",
+            f"{missed}/{bad}",
+            f"{one.latency.median_ms:.1f}",
+        )
+    if len(evaluation.classes) > 1:
+        table.add_section()
+        table.add_row("mean", *(points(value) for value in evaluation.mean.values()), "", "", "")
+    console.print(table)
+    for name, (low, high) in evaluation.intervals.items():
+        head = HEADS[METRICS.index(name)]
+        console.print(f"{head} 95 % interval {points(low)} to {points(high)}", highlight=False)
+    for one in evaluation.classes:
+        for reason, names in _by_reason(one.unavailable).items():
+            _line(console, f"{one.name}: no {', '.join(HEADS[METRICS.index(name)] for name in names)}: {reason}")
+        for note in one.notes:
+            _line(console, f"{one.name}: {note}")
+    for note in evaluation.notes:
+        _line(console, f"note: {note}")
+
+
+def _by_reason(unavailable: object) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    assert isinstance(unavailable, dict)
+    for name, reason in unavailable.items():
+        found.setdefault(reason, []).append(name)
+    return found
+
+
+def show_robustness(console: Console, found: Sequence[Robustness]) -> None:
+    """At which strength of each alteration false rejects exceed the rate asked for."""
+    for one in found:
+        table = Table(title=f"{one.class_name}: false rejects exceed {percent(one.rate)} at")
+        table.add_column("alteration")
+        for head in ("from", "tried", "rejected good images"):
+            table.add_column(head, justify="right")
+        for curve in one.curves:
+            at = curve.breaks(one.rate)
+            first = (
+                "unaltered already"
+                if curve.neutral in at
+                else ", ".join(f"{strength:+g}" if strength < 0 else f"{strength:g}" for strength in at) or "never"
+            )
+            tried = f"{min(curve.strengths):g} to {max(curve.strengths):g} {curve.unit}"
+            counts = " ".join(map(str, curve.false_rejects))
+            table.add_row(curve.name, first, tried, f"{counts} of {curve.good.shape[1]}")
+        console.print(table)
+
+
+def show_comparison(console: Console, comparison: Comparison) -> None:
+    """Both runs' metrics and their differences, per class and mean."""
+    table = Table(title="B - A, in percent points; [] are 95 % intervals")
+    table.add_column("class")
+    for head in HEADS:
+        table.add_column(head, justify="right")
+    rows: list[tuple[str, dict[str, Difference]]] = [*comparison.classes.items()]
+    if len(rows) > 1:
+        rows.append(("mean", comparison.mean))
+    for name, metrics in rows:
+        table.add_row(name, *(_cell(metrics[metric]) for metric in METRICS))
+    console.print(table)
+    _line(console, f"A: {comparison.names[0]} ({comparison.what[0]})")
+    _line(console, f"B: {comparison.names[1]} ({comparison.what[1]})")
+    for note in comparison.notes:
+        _line(console, f"note: {note}")
+
+
+def _cell(one: Difference) -> str:
+    text = f"{points(one.first)} > {points(one.second)}"
+    if one.difference is not None:
+        text += f"\n{100 * one.difference:+.1f}"
+    if one.interval is not None:
+        text += f" \\[{100 * one.interval[0]:+.1f}, {100 * one.interval[1]:+.1f}]"
+    return text
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
