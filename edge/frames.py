@@ -420,6 +420,7 @@ class RingReader:
         """
         entries: list[bytes] = []
         records = self.geometry.journal_records
+        looked_again = -1
         while True:
             stamp = int(self._map.stamps[number % records])
             if stamp == 2 * number + 2:
@@ -435,6 +436,9 @@ class RingReader:
             newest = self._map.newest()
             if newest < number:
                 return entries, number
+            if stamp < 2 * number + 2 and looked_again != number:
+                looked_again = number  # it was completed between the two looks, and would be skipped
+                continue
             number = max(number + 1, newest - records + 1)  # too slow: this one is gone, or going just now
 
     def close(self) -> None:

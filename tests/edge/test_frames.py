@@ -246,6 +246,21 @@ def test_an_entry_that_is_being_overwritten_is_not_seen(path: Path, monkeypatch:
         assert reader.journal() == [b"old", b"new"]
 
 
+def test_an_entry_completed_between_the_readers_two_looks_is_not_skipped(path: Path, monkeypatch) -> None:
+    """The race: the reader finds entry 1 in writing, the writer completes it, the reader asks for the newest number."""
+    with RingWriter.create(path, 3, SIZE, journal_records=8) as ring, RingReader.open(path) as reader:
+        ring.journal_append(b"first")
+        newest = reader._map.newest
+
+        def complete_meanwhile() -> int:
+            if newest() == 0:
+                ring.journal_append(b"second")
+            return newest()
+
+        monkeypatch.setattr(reader._map, "newest", complete_meanwhile)
+        assert reader.journal_after(0) == ([b"first", b"second"], 2)
+
+
 def test_a_journal_entry_in_writing_is_not_seen(path: Path) -> None:
     """The writer dies between the two stamps of an entry: readers see the ones before, the successor rewrites it."""
     with RingWriter.create(path, 3, SIZE, journal_records=8) as ring, RingReader.open(path) as reader:
