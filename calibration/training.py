@@ -114,7 +114,7 @@ class Trainer(ABC):
         self.module.eval().requires_grad_(False)
 
     def advance(self, late: bool = False) -> bool:
-        """Does one step; returns whether any process found it `late`. Raises `FitError` where the loss is not finite."""
+        """Does one step; returns whether any process is `late`. Raises `FitError` where the loss is not finite."""
         schedule = self.schedule
         numbers = batch_numbers(self.step, schedule.batch, self.samples, schedule.seed)
         mine = [numbers[i] for i in self.workers.share(len(numbers))]

@@ -167,7 +167,7 @@ def test_focal_is_finite_and_small_for_sure_and_right_maps() -> None:
         focal(logits, masks).backward()
         assert torch.isfinite(logits.grad).all()
     assert focal(right, masks) < 1e-6
-    assert focal(wrong, masks) == pytest.approx(-math.log(2e-5), rel=1e-3)
+    assert focal(wrong, masks).item() == pytest.approx(-math.log(2e-5), rel=1e-3)
     assert dice(right, masks) < 1e-6
 
 
