@@ -73,6 +73,8 @@ def run_demo(demo: Demo) -> int:
         _calibrate(demo, out)
         with _line(demo, out) as settings:
             complete = _run(demo, settings, out, console)
+            if not complete and not (out / "truth.jsonl").exists():
+                raise KeyboardInterrupt
             results = compare(settings.paths.ledger, out / "truth.jsonl", settings.paths.archive)
     except KeyboardInterrupt:
         console.print("stopped")
