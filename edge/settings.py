@@ -100,6 +100,11 @@ class InferenceSettings(Section):
         default=0.0, ge=0, le=1000, description="Milliseconds a frame waits for others to be scored with it."
     )
     threads: int = Field(default=0, ge=0, le=1024, description="Threads of the engine; 0 leaves it to the engine.")
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        default="auto",
+        description="Precision of the engine; auto takes the fastest that is sure to judge alike on this processor. "
+        "int8 is faster on processors without AMX; an engine that cannot, or fails the parity gate, uses auto.",
+    )
     keep_warm_s: float = Field(
         default=2.0, ge=0, le=3600, description="Runs the engine once after so many idle seconds; 0 never does."
     )

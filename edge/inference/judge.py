@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edge.messages import MAX_BYTES, FrameRef, RegionScore
 from pipelines.bundle import Bundle
 from pipelines.engines import Engine, EngineOptions, FrameSpec, load
-from pipelines.errors import InspectError
+from pipelines.errors import EngineError, InspectError
 from pipelines.images import PixelFormat
 
 MAX_ENGINES = 4  # kinds of frame one bundle is prepared for
@@ -52,11 +52,11 @@ class Place:
 class Judge:
     """One bundle, ready to judge. Made by `Judge.load`; `score` from one thread."""
 
-    def __init__(self, bundle: Bundle, order: Sequence[str], threads: int, tell: Tell) -> None:
+    def __init__(self, bundle: Bundle, order: Sequence[str], options: EngineOptions, tell: Tell) -> None:
         self.bundle = bundle
         self.places = places(bundle)
         self._order = tuple(order)
-        self._options = EngineOptions(threads=threads or None)
+        self._options = options
         self._tell = tell
         self._engines: dict[FrameSpec, Engine] = {}
         self._own = FrameSpec.of(bundle.config)
@@ -66,13 +66,13 @@ class Judge:
         self._closed = False
 
     @classmethod
-    def load(cls, path: Path, kinds: Iterable[Kind], order: Sequence[str], threads: int, tell: Tell) -> Judge:
+    def load(cls, path: Path, kinds: Iterable[Kind], order: Sequence[str], options: EngineOptions, tell: Tell) -> Judge:
         """Opens and verifies the bundle, loads the engines for `kinds` of frames, and warms them.
 
         `tell` hears of every refused engine and what is being done. Raises `InspectError`.
         """
         bundle = Bundle.open(path)
-        judge = cls(bundle, order, threads, tell)
+        judge = cls(bundle, order, options, tell)
         try:
             for spec in dict.fromkeys(judge.promised(kind) for kind in kinds):
                 judge._engines[spec] = judge._load(spec)
@@ -145,19 +145,28 @@ class Judge:
         self._engines.clear()
 
     def _load(self, spec: FrameSpec) -> Engine:
-        engine = load(
-            self.bundle,
-            self._order,
-            None if spec == self._own else spec,
-            on_refused=lambda name, why: self._tell(f"engine {name} refused: {why}"),
-            options=self._options,
-        )
+        try:
+            engine = self._first_engine(spec, self._options)
+        except EngineError as error:
+            if self._options.precision == "auto":
+                raise
+            self._tell(f"no engine judges in {self._options.precision}; taking precision auto: {error}")
+            engine = self._first_engine(spec, replace(self._options, precision="auto"))
         try:
             engine.warm()
         except BaseException:
             engine.close()
             raise
         return engine
+
+    def _first_engine(self, spec: FrameSpec, options: EngineOptions) -> Engine:
+        return load(
+            self.bundle,
+            self._order,
+            None if spec == self._own else spec,
+            on_refused=lambda name, why: self._tell(f"engine {name} refused: {why}"),
+            options=options,
+        )
 
     def _prepare(self, spec: FrameSpec) -> None:
         if self._preparing is not None:

@@ -32,7 +32,7 @@ from edge.rings import Rings
 from edge.settings import CameraSettings, Settings, load_settings
 from edge.transport import Inbox, Outbox
 from pipelines import manifest
-from pipelines.engines import Engine
+from pipelines.engines import Engine, EngineOptions
 from pipelines.errors import EngineError
 
 FAILURES = 5  # failed batches in a row that end the process
@@ -42,7 +42,7 @@ COMPLAIN_S = 5.0
 DRAIN_NS = 2_000_000_000
 WINDOW = 512  # batches over which times are told
 
-LoadJudge = Callable[[Path, Iterable[Kind], Sequence[str], int, Callable[[str], None]], Judge]
+LoadJudge = Callable[[Path, Iterable[Kind], Sequence[str], EngineOptions, Callable[[str], None]], Judge]
 
 
 class InferenceProcess(Process):
@@ -257,10 +257,7 @@ class InferenceProcess(Process):
 
     def _load_changed(self, settings: Settings) -> Loaded:
         before = {path: judge.id for path, judge in self._judges.items()}
-        same_engines = (settings.inference.engines, settings.inference.threads) == (
-            self.settings.inference.engines,
-            self.settings.inference.threads,
-        )
+        same_engines = engine_choice(settings) == engine_choice(self.settings)
         loaded: dict[Path, Judge] = {}
         plan = wanted(settings)
         try:
@@ -297,7 +294,7 @@ class InferenceProcess(Process):
             self.log.info("nothing changed")
 
     def _load_one(self, settings: Settings, path: Path, kinds: Iterable[Kind]) -> Judge:
-        judge = self._load(path, kinds, settings.inference.engines, settings.inference.threads, self.fault)
+        judge = self._load(path, kinds, *engine_choice(settings), self.fault)
         self.log.info("bundle loaded", bundle=judge.id, path=str(path), engines=judge.description)
         return judge
 
@@ -339,6 +336,12 @@ class InferenceProcess(Process):
         if now >= self._complained.get(kind, 0.0):
             self._complained[kind] = now + COMPLAIN_S
             self.fault(text)
+
+
+def engine_choice(settings: Settings) -> tuple[tuple[str, ...], EngineOptions]:
+    """Which engines the settings ask for, in their order, and how they are to compute."""
+    inference = settings.inference
+    return tuple(inference.engines), EngineOptions(inference.threads or None, inference.precision)
 
 
 def wanted(settings: Settings) -> dict[Path, list[Kind]]:

@@ -166,7 +166,7 @@ def test_folders_of_a_user_and_of_the_system(
         ("deadline = 500", "alert.deadline", "did you mean deadline_ms (milliseconds)?"),
         ("deadlin_ms = 500", "alert.deadlin_ms", "did you mean deadline_ms (milliseconds)?"),
         ("commit_us = 500", "alert.commit_us", "did you mean commit_ms (milliseconds)?"),
-        ("volume = 500", "alert.volume", "no such key; allowed here: deadline_ms, unjudged, commit_ms, ledger_days, endpoint"),
+        ("volume = 500", "alert.volume", "no such key; allowed here: deadline_ms, unjudged, commit_ms, ledger_days"),
         ('unjudged = "keep"', "alert.unjudged", '\'keep\' is not allowed; allowed is one of "reject", "pass"'),
         ("unjudged = []", "alert.unjudged", "[] is not allowed; allowed is one of"),
         ('endpoint = "udp://a:1"', "alert.endpoint", "'udp://a:1' is not allowed"),

@@ -18,6 +18,7 @@ from edge.inference.process import FAILURES, InferenceProcess, kind_of
 from edge.messages import FrameRef, FrameStatus, Health, RegionScore, Score, ScoreStatus, decode, encode, now_ns
 from edge.settings import load_settings
 from edge.transport import Endpoints, Inbox, Outbox
+from pipelines.engines import EngineOptions
 from pipelines.errors import BundleError, EngineError
 from pipelines.images import PixelFormat
 
@@ -77,7 +78,7 @@ class Rig:
         self.sequence = 0
         self.running = False
 
-    def load(self, path: Path, kinds: Iterable[Kind], order: Sequence[str], threads: int, tell: Any) -> Judge:
+    def load(self, path: Path, kinds: Iterable[Kind], order: Sequence[str], options: EngineOptions, tell: Any) -> Judge:
         if self.hold is not None and self.judges:
             assert self.hold.wait(20)
         if self.refuse:

@@ -8,12 +8,15 @@ import pytest
 
 from edge.inference.judge import Judge, Kind, Refused, places
 from edge.messages import MAX_BYTES, Score, ScoreStatus, encode
+from pipelines.engines import EngineOptions
 from pipelines.errors import BundleError
 from pipelines.images import PixelFormat
 
 
 def load(path: Path, *kinds: Kind, told: list[str] | None = None) -> Judge:
-    return Judge.load(path, kinds or [Kind()], ["torch"], 1, (told if told is not None else []).append)
+    return Judge.load(
+        path, kinds or [Kind()], ["torch"], EngineOptions(threads=1), (told if told is not None else []).append
+    )
 
 
 def test_scores_are_the_bundles_own(tmp_path: Path, make_bundle: Any, make_frame: Any) -> None:
@@ -102,8 +105,18 @@ def test_damaged_bundle_is_refused(tmp_path: Path, make_bundle: Any) -> None:
 def test_refused_engine_is_told_and_the_next_one_judges(tmp_path: Path, make_bundle: Any) -> None:
     told: list[str] = []
     bundle = make_bundle(tmp_path / "bundle")
-    judge = Judge.load(bundle.path, [Kind()], ["nonsense", "torch"], 1, told.append)
+    judge = Judge.load(bundle.path, [Kind()], ["nonsense", "torch"], EngineOptions(threads=1), told.append)
     assert told[0].startswith("engine nonsense refused: ")
+    judge.close()
+
+
+def test_precision_that_no_engine_has_falls_back_and_says_so(tmp_path: Path, make_bundle: Any) -> None:
+    told: list[str] = []
+    bundle = make_bundle(tmp_path / "bundle")
+    judge = Judge.load(bundle.path, [Kind()], ["torch"], EngineOptions(threads=1, precision="int8"), told.append)
+    assert told[0].startswith("engine torch refused: ")
+    assert told[1].startswith("no engine judges in int8; taking precision auto: ")
+    assert "fp32" in judge.description
     judge.close()
 
 
