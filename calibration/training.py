@@ -140,7 +140,7 @@ class Trainer(ABC):
         self.optimizer.step()
         self.losses.append(value)
         self.step += 1
-        return lates > 0.0
+        return bool(lates > 0.0)
 
     def _seed_noise(self) -> None:
         """Dropout of a step depends on seed, step and process alone."""
