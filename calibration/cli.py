@@ -84,6 +84,9 @@ def fit(
     ] = None,
     any_size: Annotated[bool, typer.Option("--any-size", help="The line's frames may differ in size.")] = False,
     skip_bad: SkipBad = False,
+    take: Annotated[
+        int | None, typer.Option(min=1, help="Uses so many of the images, drawn by the seed. [all]")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="foundad: training steps.")] = 600,
     batch: Annotated[int, typer.Option(min=1, max=1024, help="foundad: pictures per step.")] = 8,
     pool: Annotated[
@@ -131,6 +134,7 @@ def fit(
         pixel_format=pixel_format,
         any_size=any_size,
         skip_bad=skip_bad,
+        take=take,
         resume=resume,
         bank=bank,
         block=block,
@@ -145,6 +149,71 @@ def fit(
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; the same command with --resume goes on from here")
         raise typer.Exit(130) from None
+    if json is not None:
+        write_text(json, to_text(summary.to_json()))
+    if not quiet:
+        report.show_fit(console, summary)
+
+
+class PublishedName(str, Enum):
+    """Methods whose published heads can be imported."""
+
+    FOUNDAD = "foundad"
+    VISUALAD = "visualad"
+    VITAD = "vitad"
+
+
+@app.command("import")
+def import_(
+    images: Images,
+    out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="The bundle to write; must not exist.")],
+    method: Annotated[PublishedName, typer.Option(help="What the head was published as.")],
+    head: Annotated[Path, typer.Option(metavar="FILE", help="The published checkpoint.")],
+    encoder: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The encoder's own checkpoint, unless the head's file holds it.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Input [px]: side, or height x width. [as published]")] = None,
+    regions: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Regions of interest and ignored areas.")
+    ] = None,
+    pixel_format: Annotated[
+        PixelFormat | None, typer.Option(help="What the files hold where they cannot tell, e.g. BayerRG8.")
+    ] = None,
+    any_size: Annotated[bool, typer.Option("--any-size", help="The line's frames may differ in size.")] = False,
+    false_reject_rate: Annotated[float, typer.Option(help="Share of good parts that may be rejected, 0..1.")] = 0.01,
+    guarantee: Annotated[
+        bool, typer.Option("--guarantee", help="Refuses where the images cannot promise the rate.")
+    ] = False,
+    skip_bad: SkipBad = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of every random choice.")] = 0,
+    threads: Threads = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Makes a bundle of an authors' published head; the images choose the limit and are not trained on."""
+    from calibration import report
+    from calibration.importing import ImportOptions, import_head
+    from calibration.score import to_text, write_text
+
+    _use_threads(threads)
+    options = ImportOptions(
+        method=method.value,
+        head=head,
+        images=images,
+        out=out,
+        encoder=encoder,
+        size=None if size is None else parse_size(size),
+        regions=regions,
+        pixel_format=pixel_format,
+        any_size=any_size,
+        skip_bad=skip_bad,
+        rate=false_reject_rate,
+        guarantee=guarantee,
+        seed=seed,
+    )
+    console = Console()
+    with Reporter(console, quiet) as reporter:
+        summary = import_head(options, reporter, reporter.say)
     if json is not None:
         write_text(json, to_text(summary.to_json()))
     if not quiet:

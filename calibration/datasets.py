@@ -50,16 +50,24 @@ def load_normals(
     skip_bad: bool = False,
     pixel_format: PixelFormat | None = None,
     progress: Progress | None = None,
+    take: int | None = None,
+    seed: int = 0,
 ) -> NormalImages:
     """Finds and checks the images of good parts below `folder`.
 
     `pixel_format` says what the files' samples are where the file cannot tell: gray files of a Bayer camera.
-    Copies of an image are used once and named in `skipped`. `skip_bad` leaves out files that do not decode.
+    Copies of an image are used once and named in `skipped`. `skip_bad` leaves out files that do not decode. `take`
+    draws so many of the files by `seed`; the others are not read.
 
-    Raises `ImageError` for a missing or empty folder, `DataError` for files that do not decode (all are named) and for
-    gray and colour images in one folder.
+    Raises `ImageError` for a missing or empty folder, `DataError` for files that do not decode (all are named), for gray
+    and colour images in one folder, and where there are fewer than `take`.
     """
     listed = list_images(folder)
+    if take is not None:
+        if take > len(listed):
+            raise DataError(f"{folder}: {take} images are asked for, there are {len(listed)}")
+        drawn = np.random.default_rng([seed, 0x7A4E]).permutation(len(listed))[:take]
+        listed = [listed[i] for i in sorted(map(int, drawn))]
     bad: list[str] = []
     skipped: list[str] = []
     seen: dict[bytes, Path] = {}

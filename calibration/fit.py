@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ class FitSummary:
     """What a fit did; JSON by `to_json`."""
 
     bundle: Bundle
-    options: FitOptions
+    method: str
+    rate: float
     images: NormalImages
     plan: Plan
     choices: tuple[Choice, ...]
@@ -55,12 +57,12 @@ class FitSummary:
         return {
             "bundle": str(self.bundle.path),
             "id": self.bundle.id,
-            "method": self.options.method,
+            "method": self.method,
             "images": len(self.images),
             "fitted": len(self.plan.fit),
             "held_out": len(self.plan.held),
             "skipped": list(self.images.skipped),
-            "false_reject_rate": self.options.rate,
+            "false_reject_rate": self.rate,
             "guaranteed": all(choice.guaranteed for choice in self.choices),
             "regions": [
                 {"name": name, **asdict(choice), "origin": choice.origin.value}
@@ -80,13 +82,15 @@ def fit(options: FitOptions, report: Report, say: Say) -> FitSummary:
     state that `--resume` goes on from.
     """
     started = time.monotonic()
-    if options.out.exists():
-        raise FitError(
-            f"{options.out}: exists already; bundles are never overwritten, choose another --out or remove it"
-        )
+    check_new(options.out)
     encoder = load_encoder(options.encoder)
     images = load_normals(
-        options.images, options.skip_bad, options.pixel_format, lambda done, total: report("images", done, total, "")
+        options.images,
+        options.skip_bad,
+        options.pixel_format,
+        lambda done, total: report("images", done, total, ""),
+        options.take,
+        options.seed,
     )
     for line in images.skipped:
         say(f"left out {line}")
@@ -105,11 +109,26 @@ def fit(options: FitOptions, report: Report, say: Say) -> FitSummary:
     scores, losses = _train(options, pipeline.to(device), images, plan, state, report)
     pipeline.cpu().eval().requires_grad_(False)
     if scores is None:
-        scores = _score(pipeline, images, _unseen(images, plan, options), report)
-    choices = tuple(choose_limit(column, plan.rate, plan.origin, options.guarantee) for column in scores.T)
-    bundle = _write(options, pipeline, images, plan, choices, scores)
+        scores = score_frames(pipeline, images, _unseen(images, plan, options), report)
+    choices = choose_limits(scores, plan, options.guarantee)
+    provenance: dict[str, Any] = {"made_by": "calibrate fit", "method": options.method, "seed": options.seed}
+    if losses:
+        provenance["training"] = {**asdict(options.training), "foreground": options.training.foreground.value}
+    bundle = write(options.out, pipeline, images, plan, choices, scores, options.rate, options.seed, provenance)
     state.remove()
-    return FitSummary(bundle, options, images, plan, choices, tuple(losses), time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return FitSummary(bundle, options.method, options.rate, images, plan, choices, tuple(losses), seconds)
+
+
+def check_new(out: Path) -> None:
+    """Raises `FitError` where something is at `out` already."""
+    if out.exists():
+        raise FitError(f"{out}: exists already; bundles are never overwritten, choose another --out or remove it")
+
+
+def choose_limits(scores: NDArray[np.float64], plan: Plan, guarantee: bool) -> tuple[Choice, ...]:
+    """One limit per region from scores [n, R] of good parts."""
+    return tuple(choose_limit(column, plan.rate, plan.origin, guarantee) for column in scores.T)
 
 
 def open_device(name: str) -> torch.device:
@@ -204,7 +223,9 @@ def _unseen(images: NormalImages, plan: Plan, options: FitOptions) -> list[NDArr
     return copies
 
 
-def _score(pipeline: Pipeline, images: NormalImages, frames: Sequence[Any], report: Report) -> NDArray[np.float64]:
+def score_frames(
+    pipeline: Pipeline, images: NormalImages, frames: Sequence[NDArray[np.uint8] | int], report: Report
+) -> NDArray[np.float64]:
     """Raw scores [n, R] of frames, or of image numbers."""
     scores: list[Tensor] = []
     for done, item in enumerate(frames, start=1):
@@ -215,49 +236,46 @@ def _score(pipeline: Pipeline, images: NormalImages, frames: Sequence[Any], repo
     return torch.cat(scores).double().numpy()
 
 
-def _write(
-    options: FitOptions,
+def write(
+    out: Path,
     pipeline: Pipeline,
     images: NormalImages,
     plan: Plan,
     choices: Sequence[Choice],
     scores: NDArray[np.float64],
+    rate: float,
+    seed: int,
+    provenance: Mapping[str, Any],
 ) -> Bundle:
+    """Writes the bundle with its limits, reference frames and `provenance`, to which data and limits are added."""
     config = pipeline.config
-    names = config.region_names
     limit = Limit(
         regions=tuple(
             RegionLimit(name=name, limit=choice.limit, floor=choice.floor)
-            for name, choice in zip(names, choices, strict=True)
+            for name, choice in zip(config.region_names, choices, strict=True)
         ),
         method=choices[0].method,
-        false_reject_rate=options.rate,
+        false_reject_rate=rate,
         n_normals=choices[0].scores,
-        guarantee=guarantee_words(choices, options.rate),
-        seed=options.seed,
+        guarantee=guarantee_words(choices, rate),
+        seed=seed,
     )
     pool = plan.held or plan.fit
     # Good reference frames spread over the scores seen, so that the gate is not tried on one kind only.
     order = np.argsort(scores[:, 0])[:: max(1, len(scores) // 4)] if len(scores) == len(pool) else np.arange(len(pool))
     normals = [images.read(pool[int(i)]) for i in order[:4]]
     limits = np.array([choice.limit for choice in choices])
-    provenance = {
-        "made_by": "calibrate fit",
-        "method": options.method,
+    told = {
+        **provenance,
         "encoder": config.encoder["name"],
         "images": len(images),
         "images_fingerprint": images.fingerprint,
         "fitted": len(plan.fit),
         "held_out": len(plan.held),
         "scores_for_the_limit": plan.origin.value,
-        "seed": options.seed,
         "limits": [{**asdict(choice), "origin": choice.origin.value} for choice in choices],
     }
-    if options.method == "foundad":
-        provenance["training"] = {**asdict(options.training), "foreground": options.training.foreground.value}
-    return write_bundle(
-        options.out, pipeline, limit, choose_references(pipeline, normals, limits, options.seed), provenance
-    )
+    return write_bundle(out, pipeline, limit, choose_references(pipeline, normals, limits, seed), told)
 
 
 def guarantee_words(choices: Sequence[Choice], rate: float) -> str:

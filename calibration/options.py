@@ -29,7 +29,7 @@ class FitOptions:
     `encoder`: "compact" or a checkpoint. `size`: height and width of the input in pixels; None = the encoder's own (320
     square with the compact encoder). `top_k`: patches averaged in a score; None = the method's default. `block`:
     1-based encoder block of the memory bank; None = the last but one. `foreground` None = suggested from the images.
-    `guarantee`: refuse where the images cannot promise the rate.
+    `guarantee`: refuse where the images cannot promise the rate. `take`: use so many of the images, drawn by the seed.
     """
 
     images: Path
@@ -46,6 +46,7 @@ class FitOptions:
     pixel_format: PixelFormat | None = None
     any_size: bool = False
     skip_bad: bool = False
+    take: int | None = None
     resume: bool = False
     bank: int = 10_000
     block: int | None = None

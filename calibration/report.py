@@ -12,7 +12,7 @@ from calibration.thresholds import percent
 
 def show_fit(console: Console, summary: FitSummary) -> None:
     """The bundle, its limits and what they promise."""
-    table = Table(title=f"{summary.options.method} on {len(summary.images)} images, {summary.seconds:.0f} s")
+    table = Table(title=f"{summary.method} on {len(summary.images)} images, {summary.seconds:.0f} s")
     for column in ("region", "limit", "floor", "tail's opinion", "scores", "from"):
         table.add_column(column, justify="left" if column in ("region", "from") else "right")
     for name, choice in zip(summary.bundle.config.region_names, summary.choices, strict=True):

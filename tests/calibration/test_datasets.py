@@ -86,6 +86,16 @@ def test_a_pixel_format_must_fit_the_files(make_parts):
         load_normals(folder, pixel_format=PixelFormat.BGR8)
 
 
+def test_some_of_the_images_are_drawn_by_the_seed(make_parts):
+    folder = make_parts(9)
+    some = load_normals(folder, take=4)
+    assert len(some) == 4
+    assert some.paths == load_normals(folder, take=4).paths
+    assert some.paths != load_normals(folder, take=4, seed=1).paths
+    with pytest.raises(DataError, match="10 images are asked for, there are 9"):
+        load_normals(folder, take=10)
+
+
 def test_splits_are_seeded_and_complete():
     fit, held = split(10, 3, 0)
     assert sorted(fit + held) == list(range(10))
