@@ -73,9 +73,7 @@ def fit(
     held_out: Annotated[
         int | None, typer.Option(min=0, help="Images kept from the fit to choose the limit on. [by their number]")
     ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, help="Patches averaged in a score. [memory_bank 4, foundad 10]")
-    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Patches averaged in a score. [4]")] = None,
     regions: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Regions of interest and ignored areas.")
     ] = None,

@@ -59,8 +59,8 @@ def load_normals(
     Copies of an image are used once and named in `skipped`. `skip_bad` leaves out files that do not decode. `take`
     draws so many of the files by `seed`; the others are not read.
 
-    Raises `ImageError` for a missing or empty folder, `DataError` for files that do not decode (all are named), for gray
-    and colour images in one folder, and where there are fewer than `take`.
+    Raises `ImageError` for a missing or empty folder, `DataError` for files that do not decode (all are named), for
+    gray and colour images in one folder, and where there are fewer than `take`.
     """
     listed = list_images(folder)
     if take is not None:

@@ -18,7 +18,7 @@ from pipelines.regions import Region, RegionsFile
 
 Method = Literal["foundad", "memory_bank"]
 
-DEFAULT_TOP_K: dict[Method, int] = {"memory_bank": 4, "foundad": 10}
+DEFAULT_TOP_K: dict[Method, int] = {"memory_bank": 4, "foundad": 4}
 DEFAULT_PIXELS = {"compact": 320}
 
 
