@@ -42,6 +42,7 @@ class Schedule:
     seed: int = 0
     precision: Precision = "fp32"
     minutes: float | None = None
+    save_every_s: float = 20.0
 
 
 def batch_numbers(step: int, batch: int, count: int, seed: int) -> list[int]:
@@ -93,7 +94,7 @@ class Trainer(ABC):
     def prepare_update(self) -> None:
         """Sets the step's learning rate and clips gradients."""
 
-    def run(self, report: Report, save_every_s: float = 20.0) -> None:
+    def run(self, report: Report) -> None:
         """Trains from where it stands to the last step (or the time budget), checkpointing now and then.
 
         Raises `FitError` where the loss is no longer finite.
@@ -107,7 +108,7 @@ class Trainer(ABC):
             stop = self.advance(late)
             report("training", self.step, schedule.steps, f"loss {np.mean(self.losses[-20:]):.4f}")
             now = time.monotonic()
-            if now - saved > save_every_s:
+            if now - saved > schedule.save_every_s:
                 self.save()
                 saved = now
         self.save()
@@ -173,6 +174,9 @@ class Trainer(ABC):
         return True
 
     def _restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        unknown = {name.removeprefix("weight.") for name in tensors if name.startswith("weight.")} - {*self.parameters}
+        if unknown:
+            raise ValueError(f"it also holds {min(unknown)}")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"weight.{name}"])

@@ -67,7 +67,9 @@ class FreshFeatures:
         device = self._head.fuser.weight.device
         with torch.no_grad(), precision_context(device, self._schedule.precision):
             teachers, neck = self._head.features(self._encoder, self._samples.images(numbers).to(device))
-        return torch.stack((*teachers, neck), dim=1)
+        # The stream between blocks is float32 in either precision; kept features need no more than products have.
+        rows = torch.stack((*teachers, neck), dim=1)
+        return rows.bfloat16() if self._schedule.precision == "bf16" else rows
 
 
 class ViTADTrainer(Trainer):
