@@ -2,7 +2,11 @@
 
 Frames wait in groups; only frames of one group (same bundle, format and size) can be scored together. The group whose
 most urgent frame has the earliest deadline goes first, and of it the most urgent frames. A group goes at once when it
-is full or nothing is gained by waiting: `wait_ns` after its first frame came, or when a deadline is near.
+is full or nothing is gained by waiting: `wait_ns` after its first frame came, or when a deadline is near. Frames that
+gain nothing by company (engines on a CPU) go one by one, so that none waits for the others' scores.
+
+Under overload a queue in order of deadlines would bring every frame to its turn just too late. So frames that cannot be
+scored in the time they have left are taken out early, and what the engine can do is spent on those that can.
 
 Bounded: at most `capacity` frames and `capacity_bytes` of pixels that came by network wait. Beyond, the frame with the
 earliest deadline is given up, because it is the least likely to be judged in time.
@@ -29,6 +33,7 @@ class Waiting:
     arrived_ns: int
     due_ns: int  # its deadline
     pixels: NDArray[np.uint8] | None = None  # flat, where they came with the message
+    alone: bool = False  # nothing is gained by scoring it together with others
 
 
 @dataclass
@@ -55,11 +60,15 @@ class Batcher:
             given_up.append(self._remove(min(self._groups, key=self._urgency), 0))
         return given_up
 
-    def expired(self, now_ns: int) -> list[Waiting]:
-        """Takes out the frames whose deadline has passed: scoring them is of no use to anybody."""
+    def expired(self, now_ns: int, needed_ns: int = 0) -> list[Waiting]:
+        """Takes out the frames that cannot be scored before their deadline: that would be of no use to anybody.
+
+        `needed_ns` is what scoring takes at present. A frame with half of its time left is always tried, so that a
+        slow spell of the engine ends the moment the engine is fast again.
+        """
         late: list[Waiting] = []
         for group in list(self._groups):
-            while group in self._groups and self._groups[group][0].due_ns <= now_ns:
+            while group in self._groups and _latest_start(self._groups[group][0], needed_ns) <= now_ns:
                 late.append(self._remove(group, 0))
         return late
 
@@ -67,7 +76,7 @@ class Batcher:
         """Takes out the frames to score now, all of one group; none where it is better to wait."""
         for group in sorted(self._groups, key=self._urgency):
             if self._goes_at(group) <= now_ns:
-                return [self._remove(group, 0) for _ in range(min(self.batch_max, len(self._groups[group])))]
+                return [self._remove(group, 0) for _ in range(min(self._most(group), len(self._groups[group])))]
         return []
 
     def ready_ns(self) -> int | None:
@@ -76,11 +85,14 @@ class Batcher:
 
     def _goes_at(self, group: Hashable) -> int:
         waiting = self._groups[group]
-        if len(waiting) >= self.batch_max:
+        if len(waiting) >= self._most(group):
             return 0
         first = min(item.arrived_ns for item in waiting)
         # A frame never waits beyond half of the time that was left when it came.
         return min([first + self.wait_ns, *((item.arrived_ns + item.due_ns) // 2 for item in waiting)])
+
+    def _most(self, group: Hashable) -> int:
+        return 1 if self._groups[group][0].alone else self.batch_max
 
     def _urgency(self, group: Hashable) -> int:
         return self._groups[group][0].due_ns
@@ -96,6 +108,10 @@ class Batcher:
     def _account(self, item: Waiting, sign: int) -> None:
         self._count += sign
         self._bytes += sign * (item.pixels.nbytes if item.pixels is not None else 0)
+
+
+def _latest_start(item: Waiting, needed_ns: int) -> int:
+    return item.due_ns - min(needed_ns, item.frame.deadline_ns // 2)
 
 
 def _due(item: Waiting) -> int:

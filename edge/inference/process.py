@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,8 @@ from pipelines.errors import EngineError
 
 FAILURES = 5  # failed batches in a row that end the process
 MESSAGES_PER_TURN = 64
+RECENT = 16  # batches whose slowest tells how long the next may take
+VERDICT_NS = 20_000_000  # from a score to its verdict, besides commit_ms: alert decides 15 ms before a deadline
 IDLE_S = 0.1
 COMPLAIN_S = 5.0
 DRAIN_NS = 2_000_000_000
@@ -81,8 +84,9 @@ class InferenceProcess(Process):
         self._take_over()
         self._receive(self._idle_s())
         now = now_ns()
-        for item in self._batcher.expired(now):
-            self._answer(item.frame, ScoreStatus.LATE, reason=_late(item, now))
+        needed = self._needed_ns()
+        for item in self._batcher.expired(now, needed):
+            self._answer(item.frame, ScoreStatus.LATE, reason=_late(item, now, needed))
         batch = self._batcher.take(now)
         if batch:
             self._score(batch)
@@ -102,7 +106,7 @@ class InferenceProcess(Process):
             self._receive(0.0)
             while len(self._batcher) and now_ns() < until:
                 for item in self._batcher.expired(now_ns()):
-                    self._answer(item.frame, ScoreStatus.LATE, reason=_late(item, now_ns()))
+                    self._answer(item.frame, ScoreStatus.LATE, reason=_late(item, now_ns(), 0))
                 batch = self._batcher.take(2**62)
                 if batch:
                     self._score(batch)
@@ -154,9 +158,15 @@ class InferenceProcess(Process):
             return
         trigger = frame.trigger_ns if frame.host == self._host_id else max(0, now - frame.age_ns)
         group = (judge.id, frame.pixel_format, frame.height, frame.width)
-        for item in self._batcher.add(Waiting(frame, group, now, trigger + frame.deadline_ns, pixels)):
+        due = trigger + frame.deadline_ns
+        for item in self._batcher.add(Waiting(frame, group, now, due, pixels, judge.scores_alone(frame))):
             self.counters["queue_full"] += 1
             self._answer(item.frame, ScoreStatus.LATE, reason="more frames wait than inference can hold")
+
+    def _needed_ns(self) -> int:
+        """What a frame needs from the start of its scoring to its verdict: the slowest of late, and alert's share."""
+        recent = [taken for _, taken, _ in islice(reversed(self._times), RECENT)]
+        return int((max(recent, default=0.0) + self.settings.alert.commit_ms) * 1e6) + VERDICT_NS
 
     # --- scores out -------------------------------------------------------------------------------------------------
 
@@ -360,5 +370,8 @@ def kind_of(camera: CameraSettings) -> Kind:
     return Kind(getattr(source, "pixel_format", None), size)
 
 
-def _late(item: Waiting, now: int) -> str:
-    return f"its deadline was {(now - item.due_ns) / 1e6:.1f} ms ago when inference came to it"
+def _late(item: Waiting, now: int, needed_ns: int) -> str:
+    left = (item.due_ns - now) / 1e6
+    if left <= 0:
+        return f"its deadline was {-left:.1f} ms ago when inference came to it"
+    return f"inference cannot keep up: {left:.0f} ms were left, and a verdict takes {needed_ns / 1e6:.0f} ms at present"

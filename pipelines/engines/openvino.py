@@ -55,6 +55,11 @@ class OpenVinoEngine(Engine):
         self._compiled = compiled
         self._request = compiled.create_infer_request()
 
+    @property
+    def gains_by_batching(self) -> bool:
+        """See `Engine`: one frame keeps all cores busy."""
+        return False
+
     @classmethod
     def auto_precisions(cls) -> tuple[str, ...]:
         """See `Engine.auto_precisions`."""

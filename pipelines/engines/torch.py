@@ -45,6 +45,11 @@ class TorchEngine(Engine):
         if threads is not None:
             torch.set_num_threads(threads)  # of the whole process: torch knows no other
 
+    @property
+    def gains_by_batching(self) -> bool:
+        """See `Engine`."""
+        return self._device.type != "cpu"
+
     @classmethod
     def make_key(cls, bundle: Bundle, config: PipelineConfig, precision: str) -> EngineKey:
         """See `Engine.make_key`."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,46 @@ def test_a_group_that_waits_does_not_hold_up_another(make_frame: Any) -> None:
     batcher.add(item(make_frame, 0, due=900, group="a", arrived=50))
     batcher.add(item(make_frame, 1, due=950, group="b", arrived=0))
     assert sequences(batcher.take(101)) == [1]
+
+
+def test_frames_that_gain_nothing_by_company_go_one_by_one(make_frame: Any) -> None:
+    batcher = Batcher(batch_max=8, wait_ns=50)
+    for sequence in range(2):
+        batcher.add(replace(item(make_frame, sequence, 1000 + sequence, arrived=100), alone=True))
+    assert sequences(batcher.take(100)) == [0]
+    assert sequences(batcher.take(100)) == [1]
+
+
+def test_frames_without_enough_time_left_are_given_up_early(make_frame: Any) -> None:
+    batcher = Batcher(batch_max=8, wait_ns=0)
+    half = make_frame().deadline_ns // 2
+    for sequence, due in ((0, half - 1), (1, half), (2, half + 1), (3, 3 * half)):
+        batcher.add(item(make_frame, sequence, due))
+    assert sequences(batcher.expired(0, needed_ns=10)) == []
+    # Slower than any frame has time for: those with half of their time left are tried all the same.
+    assert sequences(batcher.expired(0, needed_ns=10 * half)) == [0, 1]
+    assert sequences(batcher.take(0)) == [2, 3]
+
+
+@given(engine_ms=st.integers(20, 190), rate_ms=st.integers(10, 60))
+def test_overload_wastes_no_work(make_frame: Any, engine_ms: int, rate_ms: int) -> None:
+    """Every score that is worked for comes in time, however many frames come: no collapse into being always late."""
+    deadline_ms, now, frames = make_frame().deadline_ns // 1_000_000, 0, 100
+    batcher = Batcher(batch_max=8, wait_ns=0)
+    waiting = [
+        replace(item(make_frame, i, i * rate_ms + deadline_ms, arrived=i * rate_ms), alone=True) for i in range(frames)
+    ]
+    in_time = tried = 0
+    while waiting or len(batcher):
+        while waiting and waiting[0].arrived_ns <= now:
+            batcher.add(waiting.pop(0))
+        batcher.expired(now, engine_ms)
+        batch = batcher.take(now)
+        now = now + engine_ms if batch else max(now + 1, waiting[0].arrived_ns if waiting else 0)
+        tried += len(batch)
+        in_time += sum(now <= each.due_ns for each in batch)
+    assert in_time == tried
+    assert tried >= min(frames, (frames - 1) * rate_ms // engine_ms)
 
 
 def test_late_frames_are_not_scored(make_frame: Any) -> None:

@@ -46,6 +46,9 @@ class FakeJudge(Judge):
             raise Refused(f"no engine for {frame.pixel_format.value}")
         return SimpleNamespace(name="fake")
 
+    def scores_alone(self, frame: FrameRef) -> bool:
+        return False
+
     def score(self, engine: Any, frames: Sequence[np.ndarray]) -> list[list[RegionScore]]:
         assert not self.closed, "scored by a bundle that was closed"
         self.batches.append([int(frame[0, 0, 0]) for frame in frames])
