@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from calibration.cli_evaluate import mount
 from calibration.foreground import Foreground
 from calibration.progress import Reporter
 from pipelines.errors import InspectError
@@ -260,6 +261,9 @@ def _use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+mount(app)
 
 
 def main() -> None:

@@ -58,9 +58,9 @@ def _show(console: Console, report: object) -> None:
     for column in ("class", "train", "good", "defects", "masks", "sizes", "format", "defect area"):
         table.add_column(column, justify="left" if column in ("class", "sizes", "format") else "right")
     for one in report.classes:
-        sizes = ", ".join(list(one.sizes)[:2])
-        if len(one.sizes) > 2:
-            sizes += f" and {len(one.sizes) - 2} more"
+        sizes = ", ".join(list(one.sizes)[:1])
+        if len(one.sizes) > 1:
+            sizes += f" and {len(one.sizes) - 1} more"
         area = "-" if one.defect_share is None else f"{100 * one.defect_share:.2g} %"
         counts = (one.train, one.good, one.defective, one.masks)
         table.add_row(one.name, *map(str, counts), sizes, ", ".join(one.formats), area)

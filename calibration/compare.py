@@ -77,7 +77,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[st
         )
     notes = []
     for run, name in ((first, names[0]), (second, names[1])):
-        alone = [one for one in run["classes"] if one not in shared]
+        alone = [each for each in run["classes"] if each not in shared]
         if alone:
             notes.append(f"only in {name}, and left out here: {', '.join(alone)}")
     unpaired = []
@@ -94,9 +94,9 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[st
         classes[name] = _row(a, b, differences)
     if unpaired:
         notes.append(f"over other test images, so their differences are of independent results: {', '.join(unpaired)}")
-    over = [means([run["classes"][name] for name in shared]) for run in (first, second)]
+    one, other = (means([run["classes"][name] for name in shared]) for run in (first, second))
     # Means are over the classes that have a metric; an interval needs all of them.
-    mean = _row(*over, np.mean(samples, axis=0) if len(samples) == len(shared) else None)
+    mean = _row(one, other, np.mean(samples, axis=0) if len(samples) == len(shared) else None)
     return Comparison(names, (_what(first), _what(second)), (first, second), classes, mean, tuple(notes))
 
 

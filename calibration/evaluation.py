@@ -30,6 +30,8 @@ from pipelines.images import read_image
 
 Say = Callable[[str], None]
 
+_DRAW = 0x7A4E  # the stream that `load_normals` draws by: one seed means the same images everywhere
+
 
 @dataclass(frozen=True)
 class EvaluateOptions:
@@ -149,18 +151,19 @@ def _bundles(
 
 
 def shots_of(one: ClassSet, shots: int | None, seed: int) -> list[Path]:
-    """The images to fit on: all, or `shots` of them chosen by seed; fewer shots of one seed are among more.
+    """The images to fit on: all, or `shots` of them drawn by seed, those that `calibrate fit --take` draws of them.
 
-    Raises `DataError` where there are not so many.
+    Fewer shots of one seed are among more. Raises `DataError` where there are not so many.
     """
     if not one.train:
         raise DataError(f"{one.name}: there are no images to fit on; add train/good, or evaluate a --bundle")
+    train = sorted(one.train)
     if shots is None:
-        return list(one.train)
-    if shots > len(one.train):
-        raise DataError(f"{one.name}: {shots} shots asked, but there are only {len(one.train)} images to fit on")
-    order = np.random.default_rng([seed, 0x5407]).permutation(len(one.train))
-    return [one.train[i] for i in sorted(order[:shots])]
+        return train
+    if shots > len(train):
+        raise DataError(f"{one.name}: {shots} shots asked, but there are only {len(train)} images to fit on")
+    order = np.random.default_rng([seed, _DRAW]).permutation(len(train))
+    return [train[i] for i in sorted(order[:shots])]
 
 
 def _with_split(one: ClassSet, seed: int) -> ClassSet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -23,22 +24,17 @@ def points(value: float | None) -> str:
 
 def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     """The table per class and mean, what the limit does, and what could not be computed."""
-    table = Table(title=f"{evaluation.method} on {evaluation.dataset} [%]")
-    table.add_column("class")
-    for head in (*HEADS, "false rejects", "missed", "ms"):
-        table.add_column(head, justify="right")
+    table = _table(f"{evaluation.method} on {evaluation.dataset} [%]", ("class", *HEADS))
     for one in evaluation.classes:
-        (wrong, good), (missed, bad) = one.false_rejects, one.misses
-        table.add_row(
-            one.name,
-            *(points(one.metrics[name]) for name in METRICS),
-            f"{wrong}/{good}",
-            f"{missed}/{bad}",
-            f"{one.latency.median_ms:.1f}",
-        )
+        table.add_row(one.name, *(points(one.metrics[name]) for name in METRICS))
     if len(evaluation.classes) > 1:
         table.add_section()
-        table.add_row("mean", *(points(value) for value in evaluation.mean.values()), "", "", "")
+        table.add_row("mean", *(points(value) for value in evaluation.mean.values()))
+    console.print(table)
+    table = _table("at the limit", ("class", "false rejects", "missed defects", "median ms"))
+    for one in evaluation.classes:
+        (wrong, good), (missed, bad) = one.false_rejects, one.misses
+        table.add_row(one.name, f"{wrong} of {good}", f"{missed} of {bad}", f"{one.latency.median_ms:.1f}")
     console.print(table)
     for name, (low, high) in evaluation.intervals.items():
         head = HEADS[METRICS.index(name)]
@@ -50,6 +46,14 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
             _line(console, f"{one.name}: {note}")
     for note in evaluation.notes:
         _line(console, f"note: {note}")
+
+
+def _table(title: str, heads: Sequence[str]) -> Table:
+    """A table that fits 80 columns: the first column text, the others numbers."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left")
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left", no_wrap=bool(number))
+    return table
 
 
 def _by_reason(unavailable: object) -> dict[str, list[str]]:

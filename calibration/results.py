@@ -227,6 +227,7 @@ def measure(
         metrics.update(aupro=pixels.aupro())
     except MetricError as error:
         why.update(dict.fromkeys(SEVEN[3:], str(error)))
+    metrics = {name: None if value is None else float(value) for name, value in metrics.items()}
     metrics["mad"] = _mad(metrics)
     if metrics["mad"] is None:
         why["mad"] = "the mean of all seven metrics, and not all of them can be computed"
