@@ -7,8 +7,8 @@ the line on other parts of the same belt, and compares the ledger with what the 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from edge import tether
 from edge.capture.simulation import PART_TYPES, Conveyor
 from edge.child import Child
 from edge.demo_results import Comparison, DemoError, compare, contact_sheet
@@ -126,17 +127,14 @@ def _calibrate(demo: Demo, out: Path) -> None:
     command = [sys.executable, "-m", "calibration.cli", "fit", "--images", str(out / "good"), "--method", METHOD]
     command += ["--size", str(ENCODER_PX), "--seed", str(demo.seed), "--false-reject-rate", str(FALSE_REJECT_RATE)]
     command += ["--out", str(out / "bundle")]
-    with subprocess.Popen(command) as process:
+    # In a session of its own, so that Ctrl-C reaches this program alone, which then ends it; tethered all the same.
+    tethered = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *command]
+    with subprocess.Popen(tethered, start_new_session=True) as process:
         try:
             code = process.wait()
-        except KeyboardInterrupt:  # the terminal has told the program too
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        except BaseException:
+            process.kill()  # a bundle appears whole or not at all
             raise
-    if code == -signal.SIGINT:
-        raise KeyboardInterrupt
     if code != 0:
         raise DemoError(f"calibration failed (exit code {code}): `{' '.join(command)}`")
 
