@@ -48,7 +48,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 .sign { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 24px; margin-top: 44px; break-inside: avoid; }
 .sign div { border-top: 1px solid var(--ink); padding-top: 4px; font-size: 12px; color: var(--dim); }
 @page { size: A4; margin: 14mm 13mm; }
-@media print { body { padding: 0; max-width: none; font-size: 11.5px; } h2 { break-after: avoid; margin-top: 20px; }
+.keep { break-inside: avoid; }
+@media print { .cards { grid-template-columns: repeat(5, 1fr); } body { padding: 0; max-width: none; font-size: 11.5px; } h2 { break-after: avoid; margin-top: 20px; }
   h3 { break-after: avoid; } tr { break-inside: avoid; } thead { display: table-header-group; }
   .case img { max-height: 55mm; } td, th { padding: 3px 5px; } }
 """

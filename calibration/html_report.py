@@ -190,13 +190,13 @@ def _robustness(found: Sequence[Robustness]) -> str:
     text = ""
     for one in found:
         first = one.curves[0]
-        text += f"<h2>Robustness: {escape(one.class_name)}</h2>"
+        text += f'<div class="keep"><h2>Robustness: {escape(one.class_name)}</h2>'
         text += (
             f"<p>{first.good.shape[1]} good and {first.defective.shape[1]} defective test images, altered and scored "
             "again. Lines are medians, bands hold four fifths of the images, the dotted line is the highest good "
             "image; dashed red: more good images are rejected than the limit was chosen for.</p>"
         )
-        text += figure(charts.robustness(one))
+        text += figure(charts.robustness(one)) + "</div>"
         rows: list[tuple[str, Sequence[str]]] = []
         for curve in one.curves:
             at = curve.breaks(one.rate)
