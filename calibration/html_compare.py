@@ -65,7 +65,7 @@ def _cell(one: Difference) -> str:
     low, high = one.interval
     sure = low > 0 or high < 0
     change = f"<b>{change}</b>" if sure else change
-    return f'{text}<br>{change}<span class="ci">{100 * low:+.1f} - {100 * high:+.1f}</span>'
+    return f'{text}<br>{change}<span class="ci">{100 * low:+.1f} to {100 * high:+.1f}</span>'
 
 
 def _limits(comparison: Comparison) -> str:

@@ -49,7 +49,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 .sign div { border-top: 1px solid var(--ink); padding-top: 4px; font-size: 12px; color: var(--dim); }
 @page { size: A4; margin: 14mm 13mm; }
 .keep { break-inside: avoid; }
-@media print { .cards { grid-template-columns: repeat(5, 1fr); } body { padding: 0; max-width: none; font-size: 11.5px; } h2 { break-after: avoid; margin-top: 20px; }
+@media print { .cards { grid-template-columns: repeat(5, 1fr); }
+  body { padding: 0; max-width: none; font-size: 11.5px; } h2 { break-after: avoid; margin-top: 20px; }
   h3 { break-after: avoid; } tr { break-inside: avoid; } thead { display: table-header-group; }
   .case img { max-height: 55mm; } td, th { padding: 3px 5px; } }
 """

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from calibration.compare import Comparison, Difference
+from calibration.compare import Comparison
 from calibration.results import METRICS, Evaluation
 from calibration.robustness import Robustness
 from calibration.thresholds import percent
@@ -85,30 +85,29 @@ def show_robustness(console: Console, found: Sequence[Robustness]) -> None:
 
 
 def show_comparison(console: Console, comparison: Comparison) -> None:
-    """Both runs' metrics and their differences, per class and mean."""
-    table = Table(title="B - A, in percent points; [] are 95 % intervals")
-    table.add_column("class")
-    for head in HEADS:
-        table.add_column(head, justify="right")
-    rows: list[tuple[str, dict[str, Difference]]] = [*comparison.classes.items()]
-    if len(rows) > 1:
-        rows.append(("mean", comparison.mean))
-    for name, metrics in rows:
-        table.add_row(name, *(_cell(metrics[metric]) for metric in METRICS))
+    """Means of both runs with differences and intervals; per class the differences."""
+    one = len(comparison.classes) == 1
+    title = f"{next(iter(comparison.classes))} [%]" if one else f"mean of {len(comparison.classes)} classes [%]"
+    table = _table(title, ("metric", "A", "B", "B - A", "95 % interval"))
+    metrics = next(iter(comparison.classes.values())) if one else comparison.mean
+    for name, head in zip(METRICS, HEADS, strict=True):
+        found = metrics[name]
+        ends = "" if found.interval is None else f"{_signed(found.interval[0])} to {_signed(found.interval[1])}"
+        table.add_row(head, points(found.first), points(found.second), _signed(found.difference), ends)
     console.print(table)
+    if not one:
+        table = _table("B - A per class", ("class", *HEADS))
+        for name, row in comparison.classes.items():
+            table.add_row(name, *(_signed(row[metric].difference) for metric in METRICS))
+        console.print(table)
     _line(console, f"A: {comparison.names[0]} ({comparison.what[0]})")
     _line(console, f"B: {comparison.names[1]} ({comparison.what[1]})")
     for note in comparison.notes:
         _line(console, f"note: {note}")
 
 
-def _cell(one: Difference) -> str:
-    text = f"{points(one.first)} > {points(one.second)}"
-    if one.difference is not None:
-        text += f"\n{100 * one.difference:+.1f}"
-    if one.interval is not None:
-        text += f" \\[{100 * one.interval[0]:+.1f}, {100 * one.interval[1]:+.1f}]"
-    return text
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:+.1f}"
 
 
 def _line(console: Console, text: str) -> None:
