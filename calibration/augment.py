@@ -20,7 +20,7 @@ PROBABILITY = 0.3
 BLUR_KERNEL = 23
 BLUR_SIGMA = (0.1, 2.0)
 
-Geometry = Literal["none", "hflip", "vflip", "rot90", "rot270"]
+Geometry = Literal["none", "hflip", "vflip", "rot90", "rot180", "rot270"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,16 @@ class Augmentation:
     sigma: float | None = None
 
 
-def sample_augmentation(rng: np.random.Generator, geometry: bool = True) -> Augmentation:
-    """Draws an augmentation; `geometry` False leaves flips and turns out (parts that lie one way only)."""
+def sample_augmentation(rng: np.random.Generator, geometry: bool = True, square: bool = True) -> Augmentation:
+    """Draws an augmentation; `geometry` False leaves flips and turns out (parts that lie one way only).
+
+    Where the input is not `square` a quarter turn would squeeze the part, so it becomes a half turn.
+    """
     chosen: Geometry = "none"
     if rng.random() < PROBABILITY and geometry:
         kind = int(rng.integers(3))
         turn: Geometry = "rot90" if rng.random() < 0.5 else "rot270"
-        chosen = ("hflip", "vflip", turn)[kind]
+        chosen = ("hflip", "vflip", turn if square else "rot180")[kind]
     if rng.random() >= PROBABILITY:
         return Augmentation(chosen)
     kind = int(rng.integers(3))
@@ -57,7 +60,7 @@ def augment(picture: Tensor, draw: Augmentation) -> Tensor:
     elif draw.geometry == "vflip":
         picture = picture.flip(-2)
     elif draw.geometry != "none":
-        picture = torch.rot90(picture, 1 if draw.geometry == "rot90" else 3, (-2, -1))
+        picture = torch.rot90(picture, {"rot90": 1, "rot180": 2, "rot270": 3}[draw.geometry], (-2, -1))
     if draw.jitter is not None:
         picture = color_jitter(picture, draw.jitter)
     if draw.gray:

@@ -64,7 +64,7 @@ def fit(
         str, typer.Option(metavar="compact|FILE", help="The shipped encoder, or published weights.")
     ] = "compact",
     size: Annotated[
-        str | None, typer.Option(help="Input of the encoder [px]: side, or height x width. [compact: 320]")
+        str | None, typer.Option(help="Input of the encoder [px]: side, or height x width. [compact: area of 320x320]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of every random choice.")] = 0,
     false_reject_rate: Annotated[float, typer.Option(help="Share of good parts that may be rejected, 0..1.")] = 0.01,

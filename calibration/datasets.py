@@ -31,6 +31,7 @@ class NormalImages:
     frame: tuple[int, int] | None
     skipped: tuple[str, ...]  # what was left out, and why
     fingerprint: str
+    aspect: float = 1.0  # median height / width
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -73,6 +74,7 @@ def load_normals(
     seen: dict[bytes, Path] = {}
     by_format: dict[PixelFormat, list[Path]] = {}
     sizes: set[tuple[int, int]] = set()
+    aspects: list[float] = []
     for done, path in enumerate(listed, start=1):
         try:
             image = read_image(path)
@@ -87,6 +89,7 @@ def load_normals(
                 seen[digest] = path
                 by_format.setdefault(image.pixel_format, []).append(path)
                 sizes.add((pixels.shape[0], pixels.shape[1]))
+                aspects.append(pixels.shape[0] / pixels.shape[1])
         if progress is not None:
             progress(done, len(listed))
     if bad and not skip_bad:
@@ -111,6 +114,7 @@ def load_normals(
         sizes.pop() if len(sizes) == 1 else None,
         (*bad, *skipped),
         hasher.hexdigest(),
+        float(np.median(aspects)),
     )
 
 

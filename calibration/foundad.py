@@ -86,6 +86,7 @@ class Pictures:
     def __init__(self, crops: Crops, encoder: Encoder, options: TrainingOptions) -> None:
         self._crops, self._options = crops, options
         self._mean, self._std = encoder.mean, encoder.std
+        self._square = crops.size[0] == crops.size[1]
 
     def pair(self, number: int, pasted: bool) -> tuple[Tensor, Tensor]:
         """(good, shown) normalised pictures [3, S, S]; both the same unless `pasted`. Crops are taken in turn."""
@@ -94,7 +95,7 @@ class Pictures:
         cycle, place = divmod(number, len(self._crops))
         order = np.random.default_rng([options.seed, _VIEWS, 0xC4C1E, cycle]).permutation(len(self._crops))
         picture = self._crops.picture(int(order[place]))
-        good = self._crops.normalise(augment(picture, sample_augmentation(rng, options.flips)))
+        good = self._crops.normalise(augment(picture, sample_augmentation(rng, options.flips, self._square)))
         if not pasted:
             return good, good
         if options.foreground is Foreground.ALL:

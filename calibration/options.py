@@ -26,10 +26,11 @@ DEFAULT_PIXELS = {"compact": 320}
 class FitOptions:
     """Everything that decides what a fit gives. Defaults are explained and measured in docs/calibration.md.
 
-    `encoder`: "compact" or a checkpoint. `size`: height and width of the input in pixels; None = the encoder's own (320
-    square with the compact encoder). `top_k`: patches averaged in a score; None = the method's default. `block`:
-    1-based encoder block of the memory bank; None = the last but one. `foreground` None = suggested from the images.
-    `guarantee`: refuse where the images cannot promise the rate. `take`: use so many of the images, drawn by the seed.
+    `encoder`: "compact" or a checkpoint. `size`: height and width of the input in pixels; None = by `default_size` (the
+    area of 320 x 320 with the compact encoder). `top_k`: patches averaged in a score; None = the method's default.
+    `block`: 1-based encoder block of the memory bank; None = the last but one. `foreground`: None = suggested from the
+    images. `guarantee`: refuse where the images cannot promise the rate. `take`: use so many of the images, drawn by
+    the seed.
     """
 
     images: Path
@@ -64,7 +65,7 @@ def load_encoder(name: str) -> Encoder:
 
 def make_pipeline(options: FitOptions, encoder: Encoder, images: NormalImages) -> Pipeline:
     """The pipeline to be fitted, regions and frame size resolved. Raises `InspectError` where options do not fit."""
-    size = options.size or default_size(encoder, options.method)
+    size = options.size or default_size(encoder, options.method, images.aspect if options.regions is None else 1.0)
     grid = encoder.check_size(*size)
     regions: tuple[Region, ...] = ()
     if options.regions is not None:
@@ -87,11 +88,19 @@ def make_pipeline(options: FitOptions, encoder: Encoder, images: NormalImages) -
     return Pipeline.from_config(config, encoder=encoder)
 
 
-def default_size(encoder: Encoder, method: Method) -> tuple[int, int]:
-    """Input size where none is asked for: measured for the compact encoder, published for the others."""
-    side = DEFAULT_PIXELS.get(encoder.config.family, 512 if method == "foundad" else encoder.config.native_size or 512)
-    side = side // encoder.patch * encoder.patch
-    return side, side
+def default_size(encoder: Encoder, method: Method, aspect: float) -> tuple[int, int]:
+    """Input size where none is asked for: measured for the compact encoder, published for the others.
+
+    Encoders with rotary positions take the shape of the images (`aspect` = height / width, 1/4 to 4) at the same area,
+    once it is far from a square: squeezed parts hide their defects. Learned position tables stay square.
+    """
+    config = encoder.config
+    side = DEFAULT_PIXELS.get(config.family, 512 if method == "foundad" else config.native_size or 512)
+    stretch = min(max(aspect, 0.25), 4.0) ** 0.5
+    if config.rope_base is None or 2 / 3 <= aspect <= 3 / 2:
+        stretch = 1.0
+    patch = encoder.patch
+    return max(1, round(side * stretch / patch)) * patch, max(1, round(side / stretch / patch)) * patch
 
 
 def head_config(options: FitOptions, width: int, depth: int) -> HeadConfig:

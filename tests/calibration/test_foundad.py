@@ -23,8 +23,9 @@ from calibration.foundad import (
     train,
     training_loss,
 )
-from calibration.options import FitOptions, head_config, make_pipeline
+from calibration.options import FitOptions, default_size, head_config, make_pipeline
 from pipelines.config import FoundADConfig
+from pipelines.encoders import compact
 from pipelines.encoders.config import EncoderConfig
 from pipelines.encoders.vit import Encoder
 from pipelines.heads.foundad import FoundAD
@@ -235,6 +236,19 @@ def test_the_state_of_another_fit_is_refused(tmp_path):
         StateFolder(folder, {}).load("training")
     assert not StateFolder(folder, {"seed": 3}).open(False)
     assert not (folder / "training.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("aspect", "size"),
+    [(1.0, (320, 320)), (1.4, (320, 320)), (2.52, (512, 208)), (0.4, (208, 512)), (40.0, (640, 160))],
+)
+def test_the_default_input_takes_the_shape_of_long_parts(aspect, size):
+    assert default_size(compact(), "foundad", aspect) == size
+
+
+def test_encoders_with_a_position_table_stay_square():
+    config = replace(TINY, family="dinov2", rope_base=None, grid=37, table_resize="bicubic_antialias", patch=14)
+    assert default_size(Encoder(config), "memory_bank", 2.5) == (518, 518)
 
 
 @pytest.mark.parametrize(("width", "embed"), [(96, 96), (192, 96), (384, 192), (768, 384), (1024, 384)])

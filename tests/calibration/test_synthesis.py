@@ -195,6 +195,10 @@ def test_augmentation_applies_what_was_drawn():
     assert torch.equal(augment(picture, Augmentation("hflip")), picture.flip(-1))
     assert torch.equal(augment(picture, Augmentation("vflip")), picture.flip(-2))
     assert augment(picture, Augmentation("rot90")).shape == (3, 30, 20)
+    assert torch.equal(augment(picture, Augmentation("rot180")), picture.flip(-1, -2))
+    rng = np.random.default_rng(2)
+    turns = {sample_augmentation(rng, square=False).geometry for _ in range(200)}
+    assert turns == {"none", "hflip", "vflip", "rot180"}
     gray = augment(picture, Augmentation(gray=True))
     assert torch.equal(gray[0], gray[2])
     flat = torch.full((3, 20, 30), 0.4)
