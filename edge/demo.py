@@ -54,7 +54,7 @@ class Demo:
     rate_hz: float = 10.0
     seed: int = 0
     part_type: str = "tile"
-    good: int = 40
+    good: int = 60
     out: Path = Path("demo")
     json_file: Path | None = None
 
