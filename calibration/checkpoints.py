@@ -6,6 +6,8 @@ the step's number, so a state needs no generator, and a resumed fit gives what a
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -20,6 +22,7 @@ from torch import Tensor
 from calibration.errors import FitError
 
 FORMAT = 1
+LOCK = "lock"
 
 
 class StateFolder:
@@ -28,6 +31,7 @@ class StateFolder:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
         self.identity = json.loads(json.dumps({"format": FORMAT, **identity}))
+        self._lock: int | None = None
 
     @classmethod
     def beside(cls, bundle: Path, identity: Mapping[str, Any]) -> StateFolder:
@@ -37,25 +41,41 @@ class StateFolder:
     def open(self, resume: bool) -> bool:
         """Prepares the folder; True where there is something to go on from.
 
-        Without `resume` what an earlier fit left is removed. With it, `FitError` is raised where the earlier fit had
-        other options or images, naming what differs.
+        Without `resume` what an earlier fit left is removed. `FitError` is raised where another process fits into this
+        folder now, and with `resume` where the earlier fit had other options or images, naming what differs.
         """
         file = self.path / "fit.json"
         found = False
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take()
             if resume and file.exists():
                 self._compare(json.loads(file.read_text(encoding="utf-8")))
                 found = True
-            elif self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not found:
+            else:
+                for left in self.path.iterdir():
+                    if left.name != LOCK:
+                        shutil.rmtree(left) if left.is_dir() else left.unlink()
                 self._write_json(file, self.identity)
         except OSError as error:
             raise FitError(f"{self.path}: cannot keep the fit's state here: {error.strerror or error}") from error
         except ValueError as error:
             raise FitError(f"{file}: damaged; start again without --resume") from error
         return found
+
+    def _take(self) -> None:
+        """Locks the folder for this process; the lock goes with the process, however it ends."""
+        if self._lock is not None:
+            return
+        handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise FitError(f"{self.path}: another process is fitting this bundle now; let it end first") from error
+        self._lock = handle
 
     def _compare(self, earlier: Any) -> None:
         if not isinstance(earlier, dict):
@@ -99,6 +119,9 @@ class StateFolder:
     def remove(self) -> None:
         """Removes the folder, once the bundle is written."""
         shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _write_json(self, file: Path, values: Mapping[str, Any]) -> None:
         part = file.with_name(f".{file.name}.part")

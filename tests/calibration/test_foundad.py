@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -236,6 +238,24 @@ def test_the_state_of_another_fit_is_refused(tmp_path):
         StateFolder(folder, {}).load("training")
     assert not StateFolder(folder, {"seed": 3}).open(False)
     assert not (folder / "training.safetensors").exists()
+
+
+def test_two_processes_do_not_fit_into_one_folder(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from calibration.checkpoints import StateFolder\n"
+        "state = StateFolder(Path(sys.argv[1]), {}); state.open(False); print('ready', flush=True); sys.stdin.read()\n"
+    )
+    folder = tmp_path / "b.fit"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        with pytest.raises(FitError, match="another process"):
+            StateFolder(folder, {}).open(True)
+        other.kill()
+        other.wait(30)
+    assert StateFolder(folder, {}).open(True)
 
 
 @pytest.mark.parametrize(
