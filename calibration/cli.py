@@ -35,6 +35,15 @@ class MethodName(str, Enum):
 
     MEMORY_BANK = "memory_bank"
     FOUNDAD = "foundad"
+    VITAD = "vitad"
+    VISUALAD = "visualad"
+
+
+class PrecisionName(str, Enum):
+    """Arithmetic of training."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
 
 
 @app.callback()
@@ -55,11 +64,26 @@ def parse_size(text: str) -> tuple[int, int]:
 
 @app.command()
 def fit(
-    images: Images,
     out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="The bundle to write; must not exist.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="Folder of good images, searched at any depth. Again for further classes of one model.",
+        ),
+    ] = None,
     method: Annotated[
-        MethodName, typer.Option(help="memory_bank needs no training; foundad trains a projector.")
+        MethodName,
+        typer.Option(
+            help="memory_bank needs no training; foundad trains a projector, vitad a decoder (one class or many); "
+            "visualad learns from --auxiliary."
+        ),
     ] = MethodName.MEMORY_BANK,
+    auxiliary: Annotated[
+        Path | None,
+        typer.Option(metavar="DATASET", help="visualad: labelled set of other products, with masks of defects."),
+    ] = None,
     encoder: Annotated[
         str, typer.Option(metavar="compact|FILE", help="The shipped encoder, or published weights.")
     ] = "compact",
@@ -86,13 +110,20 @@ def fit(
     take: Annotated[
         int | None, typer.Option(min=1, help="Uses so many of the images, drawn by the seed. [all]")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="foundad: training steps.")] = 600,
-    batch: Annotated[int, typer.Option(min=1, max=1024, help="foundad: pictures per step.")] = 8,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1_000_000,
+            help="Training steps. [foundad 600; vitad 100 rounds over the images; visualad 2 over the set]",
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Pictures per training step.")] = 8,
     pool: Annotated[
         int, typer.Option(min=0, max=100_000, help="foundad: pictures whose features are kept; 0 = new ones each step.")
     ] = 384,
     minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="foundad: stops training after so long; not repeatable then.")
+        float | None, typer.Option(min=0.01, help="Stops training after so long; not repeatable then.")
     ] = None,
     foreground: Annotated[
         Foreground | None, typer.Option(help="foundad: where defects are pasted. [suggested by the images]")
@@ -102,7 +133,13 @@ def fit(
     block: Annotated[
         int | None, typer.Option(min=1, help="memory_bank: encoder block, 1 = first. [last but one]")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    precision: Annotated[
+        PrecisionName, typer.Option(help="vitad, visualad: arithmetic of training.")
+    ] = PrecisionName.FP32,
+    recompute_features: Annotated[
+        bool, typer.Option("--recompute-features", help="vitad: keeps no encoder features; slower, needs no room.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; cuda under torchrun: one card each.")] = "cpu",
     threads: Threads = None,
     resume: Annotated[bool, typer.Option("--resume", help="Goes on after an interruption.")] = False,
     json: Json = None,
@@ -115,11 +152,17 @@ def fit(
     from calibration.foundad import TrainingOptions
     from calibration.options import FitOptions
     from calibration.score import to_text, write_text
+    from calibration.workers import Workers
 
     _use_threads(threads)
-    training = TrainingOptions(steps=steps, batch=batch, pool=pool, flips=flips, minutes=minutes, seed=seed)
+    training = TrainingOptions(steps=steps or 600, batch=batch, pool=pool, flips=flips, minutes=minutes, seed=seed)
     options = FitOptions(
-        images=images,
+        images=images[0] if images else None,
+        more_images=tuple(images[1:]) if images else (),
+        auxiliary=auxiliary,
+        steps=steps,
+        precision=precision.value,
+        keep_features=not recompute_features,
         out=out,
         method=method.value,
         encoder=encoder,
@@ -142,13 +185,17 @@ def fit(
         training=training,
     )
     console = Console()
+    first = os.environ.get("RANK", "0") == "0"  # of several processes under torchrun
+    quiet = quiet or not first
     try:
         with Reporter(console, quiet) as reporter:
             summary = run(options, reporter, reporter.say)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; the same command with --resume goes on from here")
         raise typer.Exit(130) from None
-    if json is not None:
+    finally:
+        Workers.leave()
+    if json is not None and first:
         write_text(json, to_text(summary.to_json()))
     if not quiet:
         report.show_fit(console, summary)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibration import foundad, memory_bank
+from calibration import foundad, memory_bank, trained
 from calibration.checkpoints import StateFolder
 from calibration.crops import Crops
 from calibration.datasets import NormalImages, load_normals
@@ -23,10 +23,14 @@ from calibration.foreground import suggest_foreground
 from calibration.options import FitOptions, load_encoder, make_pipeline
 from calibration.plan import Plan, make_plan
 from calibration.references import altered, choose_references
+from calibration.samples import AuxiliarySamples, join_images
 from calibration.thresholds import Choice, Origin, choose_limit, percent
+from calibration.workers import Workers
 from pipelines.bundle import Bundle, write_bundle
 from pipelines.heads.foundad import FoundAD
 from pipelines.heads.memory_bank import MemoryBank
+from pipelines.heads.visualad import VisualAD
+from pipelines.heads.vitad import ViTAD
 from pipelines.manifest import Limit, RegionLimit
 from pipelines.pipeline import Pipeline
 
@@ -83,41 +87,91 @@ def fit(options: FitOptions, report: Report, say: Say) -> FitSummary:
     """
     started = time.monotonic()
     check_new(options.out)
+    workers = Workers.join(options.device)
+    if workers.count > 1 and options.method not in ("vitad", "visualad"):
+        raise FitError(f"{options.method} is fitted by one process; start this command without torchrun")
+    if not workers.first:
+        report, say = _silent, _mute
     encoder = load_encoder(options.encoder)
-    images = load_normals(
-        options.images,
-        options.skip_bad,
-        options.pixel_format,
-        lambda done, total: report("images", done, total, ""),
-        options.take,
-        options.seed,
-    )
+    auxiliary = trained.open_auxiliary(options, encoder) if options.method == "visualad" else None
+    options, images = _images(options, auxiliary, report)
     for line in images.skipped:
         say(f"left out {line}")
     pipeline = make_pipeline(options, encoder, images)
     regions = len(pipeline.config.region_names)
-    trains = options.method == "foundad"
-    plan = make_plan(len(images), options.rate, regions, options.seed, trains, options.held_out, options.guarantee)
-    say(describe(images, plan))
+    if auxiliary is not None:
+        plan = trained.unseen_plan(options, len(images), regions)
+        say(f"{len(auxiliary)} labelled images to learn from; {len(images)} good ones for the limit")
+    else:
+        trains = options.method != "memory_bank"
+        plan = make_plan(len(images), options.rate, regions, options.seed, trains, options.held_out, options.guarantee)
+        say(describe(images, plan))
     options, pipeline = _settle(options, pipeline, images, plan, say)
-    state = StateFolder.beside(options.out, _identity(options, pipeline, images, plan))
-    if state.open(options.resume):
-        say(f"going on from {state.path}")
-    elif options.resume:
-        say("there is no interrupted fit to go on from; starting from the beginning")
-    device = open_device(options.device)
-    scores, losses = _train(options, pipeline.to(device), images, plan, state, report)
+    training = _training(options, regions, plan, auxiliary)
+    state = StateFolder.beside(options.out, _identity(options, pipeline, images, plan, training))
+    device = open_device(workers.device(options.device))
+    if workers.first:
+        if state.open(options.resume):
+            say(f"going on from {state.path}")
+        elif options.resume:
+            say("there is no interrupted fit to go on from; starting from the beginning")
+    workers.wait()
+    scores, losses = _train(options, pipeline.to(device), images, plan, state, report, auxiliary, workers)
     pipeline.cpu().eval().requires_grad_(False)
     if scores is None:
         scores = score_frames(pipeline, images, _unseen(images, plan, options), report)
     choices = choose_limits(scores, plan, options.guarantee)
+    if auxiliary is not None and options.images is None:
+        choices = trained.without_promise(choices, options, auxiliary)
     provenance: dict[str, Any] = {"made_by": "calibrate fit", "method": options.method, "seed": options.seed}
-    if losses:
-        provenance["training"] = {**asdict(options.training), "foreground": options.training.foreground.value}
-    bundle = write(options.out, pipeline, images, plan, choices, scores, options.rate, options.seed, provenance)
-    state.remove()
+    if training is not None:
+        provenance["training"] = training
+    if workers.first:
+        write(options.out, pipeline, images, plan, choices, scores, options.rate, options.seed, provenance)
+        state.remove()
+    workers.wait()
+    bundle = Bundle.open(options.out)
     seconds = time.monotonic() - started
     return FitSummary(bundle, options.method, options.rate, images, plan, choices, tuple(losses), seconds)
+
+
+def _silent(what: str, done: int, total: int, note: str) -> None:
+    """The report of a process that is not the first."""
+
+
+def _mute(line: str) -> None:
+    """What a process that is not the first says."""
+
+
+def _images(options: FitOptions, auxiliary: AuxiliarySamples | None, report: Report) -> tuple[FitOptions, NormalImages]:
+    """The good images of all folders given; for visualad without any, those of the auxiliary set."""
+    if options.images is None:
+        if auxiliary is None:
+            raise FitError("no images to fit on; give a folder of good ones by --images")
+        if options.guarantee or options.regions is not None:
+            raise FitError("a guaranteed limit, and regions, need good parts of the line: give them by --images")
+        return replace(options, any_size=True), trained.auxiliary_normals(options, auxiliary)
+    folders = [
+        load_normals(
+            folder,
+            options.skip_bad,
+            options.pixel_format,
+            lambda done, total: report("images", done, total, ""),
+            options.take,
+            options.seed,
+        )
+        for folder in (options.images, *options.more_images)
+    ]
+    return options, join_images(folders)
+
+
+def _training(
+    options: FitOptions, regions: int, plan: Plan, auxiliary: AuxiliarySamples | None
+) -> dict[str, Any] | None:
+    """How the head is trained, for the bundle; None where nothing is."""
+    if options.method == "foundad":
+        return {**asdict(options.training), "foreground": options.training.foreground.value}
+    return trained.settings_of(options, regions, plan, auxiliary)
 
 
 def check_new(out: Path) -> None:
@@ -163,6 +217,8 @@ def _settle(
         config = pipeline.config
         head = config.head.model_copy(update={"size": patches})
         return options, Pipeline.from_config(config.model_copy(update={"head": head}), encoder=pipeline.encoder)
+    if options.method != "foundad":
+        return options, pipeline
     rule = options.foreground
     if rule is None:
         crops = Crops(pipeline)
@@ -173,10 +229,11 @@ def _settle(
     return replace(options, foreground=rule, training=training), pipeline
 
 
-def _identity(options: FitOptions, pipeline: Pipeline, images: NormalImages, plan: Plan) -> dict[str, Any]:
+def _identity(
+    options: FitOptions, pipeline: Pipeline, images: NormalImages, plan: Plan, training: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """What a resumed fit must share with the interrupted one. Threads and the time budget do not count."""
-    training = {**asdict(options.training), "foreground": options.training.foreground.value}
-    training.pop("minutes")
+    told = None if training is None else {key: value for key, value in training.items() if key != "minutes"}
     hasher = hashlib.sha256()
     for name, tensor in sorted(pipeline.encoder.state_dict().items()):
         hasher.update(name.encode() + tensor.numpy().tobytes())
@@ -188,12 +245,19 @@ def _identity(options: FitOptions, pipeline: Pipeline, images: NormalImages, pla
         "encoder": hasher.hexdigest(),
         "pipeline": pipeline.config.model_dump(mode="json"),
         "fit": list(plan.fit),
-        "training": training if options.method == "foundad" else None,
+        "training": told,
     }
 
 
 def _train(
-    options: FitOptions, pipeline: Pipeline, images: NormalImages, plan: Plan, state: StateFolder, report: Report
+    options: FitOptions,
+    pipeline: Pipeline,
+    images: NormalImages,
+    plan: Plan,
+    state: StateFolder,
+    report: Report,
+    auxiliary: AuxiliarySamples | None,
+    workers: Workers,
 ) -> tuple[NDArray[np.float64] | None, list[float]]:
     """Fits the head; returns the scores [n, R] for the limit where the fit yields them, and the losses."""
     head = pipeline.head
@@ -203,6 +267,11 @@ def _train(
             crops.extend([frame])
             report("crops", done, len(plan.fit), "")
         return None, foundad.train(head, pipeline.encoder, crops, options.training, state, report)
+    if isinstance(head, VisualAD):
+        assert auxiliary is not None
+        return None, trained.train_visualad(options, pipeline, auxiliary, state, report, workers)
+    if isinstance(head, ViTAD):
+        return None, trained.train_vitad(options, pipeline, images, plan, state, report, workers)
     assert isinstance(head, MemoryBank)
     kept = memory_bank.features(pipeline, images, plan.fit, state, report)
     origin = memory_bank.fill(head, kept, pipeline.scoring.keep, options.seed, report)

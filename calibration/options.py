@@ -10,16 +10,26 @@ from calibration.datasets import NormalImages
 from calibration.errors import FitError
 from calibration.foreground import Foreground
 from calibration.foundad import TrainingOptions
-from pipelines.config import FoundADConfig, HeadConfig, MemoryBankConfig, PipelineConfig, ScoreRule
+from calibration.training import Precision
+from pipelines.config import (
+    FoundADConfig,
+    HeadConfig,
+    MemoryBankConfig,
+    PipelineConfig,
+    ScoreRule,
+    VisualADConfig,
+    ViTADConfig,
+)
 from pipelines.encoders import Encoder, compact, from_checkpoint
 from pipelines.images import PixelFormat
 from pipelines.pipeline import Pipeline
 from pipelines.regions import Region, RegionsFile
 
-Method = Literal["foundad", "memory_bank"]
+Method = Literal["foundad", "memory_bank", "vitad", "visualad"]
 
-DEFAULT_TOP_K: dict[Method, int] = {"memory_bank": 4, "foundad": 4}
+DEFAULT_TOP_K: dict[Method, int] = {"memory_bank": 4, "foundad": 4, "vitad": 4, "visualad": 4}
 DEFAULT_PIXELS = {"compact": 320}
+PUBLISHED_PIXELS: dict[Method, int] = {"foundad": 512, "vitad": 256, "visualad": 518}
 
 
 @dataclass(frozen=True)
@@ -30,10 +40,11 @@ class FitOptions:
     area of 320 x 320 with the compact encoder). `top_k`: patches averaged in a score; None = the method's default.
     `block`: 1-based encoder block of the memory bank; None = the last but one. `foreground`: None = suggested from the
     images. `guarantee`: refuse where the images cannot promise the rate. `take`: use so many of the images, drawn by
-    the seed.
+    the seed (of each folder). `more_images`: further folders, such as one per class. `auxiliary`: the labelled set that
+    visualad learns from. `steps`, `precision`, `keep_features`: of vitad and visualad; steps None = published epochs.
     """
 
-    images: Path
+    images: Path | None
     out: Path
     method: Method = "memory_bank"
     encoder: str = "compact"
@@ -55,6 +66,11 @@ class FitOptions:
     embed: int | None = None
     foreground: Foreground | None = None
     device: str = "cpu"
+    more_images: tuple[Path, ...] = ()
+    auxiliary: Path | None = None
+    steps: int | None = None
+    precision: Precision = "fp32"
+    keep_features: bool = True
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
 
@@ -95,7 +111,7 @@ def default_size(encoder: Encoder, method: Method, aspect: float) -> tuple[int, 
     once it is far from a square: squeezed parts hide their defects. Learned position tables stay square.
     """
     config = encoder.config
-    side = DEFAULT_PIXELS.get(config.family, 512 if method == "foundad" else config.native_size or 512)
+    side = DEFAULT_PIXELS.get(config.family, PUBLISHED_PIXELS.get(method) or config.native_size or 512)
     stretch = min(max(aspect, 0.25), 4.0) ** 0.5
     if config.rope_base is None or 2 / 3 <= aspect <= 3 / 2:
         stretch = 1.0
@@ -109,5 +125,11 @@ def head_config(options: FitOptions, width: int, depth: int) -> HeadConfig:
         # The published projector is half as wide as ViT-B's tokens; narrower encoders keep the ratio, not the number.
         embed = options.embed or min(384, max(96, width // 2 // 12 * 12))
         return FoundADConfig(embed=embed, last=min(3, depth))
+    if options.method == "vitad":
+        # Heads as wide as the published ViT-S/16's; teachers and neck are the quarters of the encoder's depth.
+        heads = max(heads for heads in range(1, max(1, width // 64) + 1) if width % heads == 0)
+        return ViTADConfig(heads=heads)
+    if options.method == "visualad":
+        return VisualADConfig()
     block = options.block if options.block is not None else max(1, depth - 1)
     return MemoryBankConfig(blocks=(block,), normed=True, distance="cosine", pool=options.pool, size=options.bank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,9 +50,12 @@ class AuxiliarySamples:
     `unseen` are good images of the set that are not trained on (its training images), `good` those that are.
     """
 
-    def __init__(self, dataset: Dataset, encoder: Encoder, size: tuple[int, int]) -> None:
-        """Raises `DataError` where the set has no defective image with a mask, or no good one."""
-        self._encoder, self._size = encoder, size
+    def __init__(self, dataset: Dataset, encoder: Encoder, size: tuple[int, int] = (0, 0)) -> None:
+        """`size`, the height and width of the pictures, may be set later as `size`.
+
+        Raises `DataError` where the set has no defective image with a mask, or no good one.
+        """
+        self._encoder, self.size = encoder, size
         items = [item for one in dataset.classes for item in one.test]
         self.items: tuple[Item, ...] = tuple(item for item in items if not item.defective or item.mask is not None)
         self.unmasked = len(items) - len(self.items)
@@ -64,6 +68,11 @@ class AuxiliarySamples:
                 f"labelled images here {len(self.good)} are good and {defective} are defective with a mask"
             )
         self._preprocess: dict[PixelFormat, Preprocess] = {}
+        hasher = hashlib.sha256()
+        for path in [path for item in self.items for path in (item.path, item.mask) if path is not None]:
+            hasher.update(f"{path}\0{path.stat().st_size if path.is_file() else -1}\0".encode())
+        self.fingerprint = hasher.hexdigest()
+        """Hash of the files' paths and sizes."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -79,12 +88,32 @@ class AuxiliarySamples:
         preprocess = self._preprocess.get(image.pixel_format)
         if preprocess is None:
             encoder = self._encoder
-            preprocess = Preprocess(image.pixel_format, self._size, encoder.mean, encoder.std, None, ())
+            preprocess = Preprocess(image.pixel_format, self.size, encoder.mean, encoder.std, None, ())
             self._preprocess[image.pixel_format] = preprocess
         with torch.no_grad():
             picture = preprocess(torch.from_numpy(image.pixels)[None])[0]
-        mask = np.zeros(self._size, bool)
+        mask = np.zeros(self.size, bool)
         if item.mask is not None:
             height, width = image.pixels.shape[:2]
-            mask = resize_mask(read_mask(item.mask, (height, width), item.path), self._size)
+            mask = resize_mask(read_mask(item.mask, (height, width), item.path), self.size)
         return picture, torch.from_numpy(mask).float()
+
+
+def join_images(folders: Sequence[NormalImages]) -> NormalImages:
+    """Good images of several folders (classes) as one. Raises `DataError` where their pixel formats differ."""
+    if len(folders) == 1:
+        return folders[0]
+    formats = {images.pixel_format for images in folders}
+    if len(formats) > 1:
+        listed = ", ".join(f"{images.paths[0].parent}: {images.pixel_format.value}" for images in folders)
+        raise DataError(f"the folders hold images of different pixel formats ({listed}); a bundle takes those of one")
+    frames = {images.frame for images in folders}
+    hasher = hashlib.sha256("".join(images.fingerprint for images in folders).encode())
+    return NormalImages(
+        tuple(path for images in folders for path in images.paths),
+        formats.pop(),
+        frames.pop() if len(frames) == 1 else None,
+        tuple(line for images in folders for line in images.skipped),
+        hasher.hexdigest(),
+        float(np.median([images.aspect for images in folders for _ in images.paths])),
+    )
