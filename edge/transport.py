@@ -20,6 +20,7 @@ import math
 import os
 import socket as sockets
 import stat
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,10 @@ class Inbox(_Socket):
     def recv(self, timeout_s: float = 0.0) -> tuple[bytes, NDArray[np.uint8] | None] | None:
         """The next message and its pixels (flat, read-only; None where none came along), or None after the time-out."""
         message = self._take()
-        if message is None and timeout_s > 0 and self.socket.poll(math.ceil(timeout_s * 1000)):
+        until = time.monotonic() + timeout_s
+        # Again and again: a poll may end early, or promise a message that is not whole yet (seen over CURVE).
+        while message is None and (left_s := until - time.monotonic()) > 0:
+            self.socket.poll(math.ceil(left_s * 1000))
             message = self._take()
         return message
 
