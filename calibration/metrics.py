@@ -191,7 +191,7 @@ class PixelScores:
         fpr[1:-1:2], fpr[2:-1:2] = above / total, from_ / total
         pro[1:-1:2], pro[2:-1:2] = np.concatenate(([0.0], overlap[:-1]))[:inside], overlap
         fpr[-1], pro[-1] = max(limit, float(fpr[-2])), pro[-2]
-        return _area(fpr, pro, limit)
+        return area_up_to(fpr, pro, limit)
 
 
 def _top(values: Floats, count: int) -> tuple[float, Floats]:
@@ -211,8 +211,8 @@ def _top(values: Floats, count: int) -> tuple[float, Floats]:
         share *= 1.2
 
 
-def _area(x: NDArray[np.float64], y: NDArray[np.float64], limit: float) -> float:
-    """Trapezoid area of y over x in 0..limit, divided by limit."""
+def area_up_to(x: NDArray[np.float64], y: NDArray[np.float64], limit: float) -> float:
+    """Trapezoid area of y over ascending x in 0..limit, cut there by linear interpolation, divided by limit."""
     stop = int(np.searchsorted(x, limit, side="right"))
     area = float(np.diff(x[:stop]) @ (y[1:stop] + y[: stop - 1])) / 2.0
     if stop < x.size and x[stop] > x[stop - 1]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import MetricError
-from calibration.metrics import AUPRO_LIMIT, PixelScores, Ranking, region_weights
+from calibration.metrics import AUPRO_LIMIT, PixelScores, Ranking, area_up_to, region_weights
 
 BUFFER = 1 << 25
 """Pixels that wait before they are merged."""
@@ -143,7 +143,7 @@ class StreamedPixels(PixelScores):
         fpr[1:-1:2], fpr[2::2][:vertices] = ranked.above / ranked.negatives, ranked.from_ / ranked.negatives
         pro[3:-1:2], pro[2::2][:vertices] = ranked.weight[:-1], ranked.weight
         fpr[-1], pro[-1] = 1.0, pro[-2]
-        return _area(fpr, pro, limit)
+        return area_up_to(fpr, pro, limit)
 
     def _merged(self) -> tuple[Tally, Tally]:
         self._of_good.merge()
@@ -162,14 +162,3 @@ class StreamedPixels(PixelScores):
         above = total - below[np.searchsorted(good.scores, scores, side="right")]
         from_ = total - below[np.searchsorted(good.scores, scores, side="left")]
         return Ranking(scores, weight, above, from_, total)
-
-
-def _area(x: NDArray[np.float64], y: NDArray[np.float64], limit: float) -> float:
-    """Trapezoid area of y over ascending x in 0..limit, cut there by linear interpolation, divided by limit."""
-    stop = int(np.searchsorted(x, limit, side="right"))
-    area = float(np.diff(x[:stop]) @ (y[1:stop] + y[: stop - 1])) / 2.0
-    if stop < x.size:
-        share = (limit - x[stop - 1]) / (x[stop] - x[stop - 1])
-        end = y[stop - 1] + share * (y[stop] - y[stop - 1])
-        area += 0.5 * (y[stop - 1] + end) * (limit - x[stop - 1])
-    return area / limit

@@ -101,15 +101,18 @@ class Judge:
         """The engine that frames of `spec` need: any size where the bundle takes any size."""
         return spec if self._own.size is not None else FrameSpec(pixel_format=spec.pixel_format)
 
+    def _spec_for(self, frame: FrameRef) -> FrameSpec:
+        return self.spec_of(FrameSpec(pixel_format=frame.pixel_format, height=frame.height, width=frame.width))
+
     def scores_alone(self, frame: FrameRef) -> bool:
         """Whether nothing is gained by scoring this frame together with others."""
-        spec = self.spec_of(FrameSpec(pixel_format=frame.pixel_format, height=frame.height, width=frame.width))
+        spec = self._spec_for(frame)
         found = self._engines.get(spec)
         return found is not None and not found.gains_by_batching
 
     def engine(self, frame: FrameRef) -> Engine:
         """The engine for this frame. Raises `Refused`."""
-        spec = self.spec_of(FrameSpec(pixel_format=frame.pixel_format, height=frame.height, width=frame.width))
+        spec = self._spec_for(frame)
         found = self._engines.get(spec)
         if found is not None:
             return found
