@@ -57,6 +57,10 @@ class Preprocess(Float32Module):
     def forward(self, frames: Tensor) -> Tensor:
         """See the class. Raises `ImageError` for frames of another shape or type than announced."""
         self._check(frames)
+        return self.transform(frames)
+
+    def transform(self, frames: Tensor) -> Tensor:
+        """`forward` for frames that are known to fit, their pixels of any type that holds 0 to 255 exactly."""
         images = [resize(self._cut(frames, box)) for box, resize in zip(self.boxes, self.resizes, strict=True)]
         joined = images[0] if len(images) == 1 else torch.stack(images, dim=1).flatten(0, 1)
         if self.pixel_format is PixelFormat.BGR8:
