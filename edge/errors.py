@@ -12,6 +12,8 @@ InspectError
 ├── LineInUse                 another live process of this line plays the same part
 ├── SourceError               a camera, folder or file that cannot be opened or read
 ├── LedgerError               the verdict ledger cannot be opened, read or written
+├── PlcError                  a PLC that cannot be reached, or refuses
+│   └── PlcTimeout            a PLC that did not answer in time
 └── LineNotRunning            a command needs a running line and found none
 """
 
@@ -60,6 +62,14 @@ class SourceError(InspectError):
 
 class LedgerError(InspectError):
     """The verdict ledger cannot be opened, read or written."""
+
+
+class PlcError(InspectError):
+    """A PLC cannot be reached, refuses, or answers nonsense."""
+
+
+class PlcTimeout(PlcError):
+    """A PLC did not answer in time: whether it took what was sent is not known."""
 
 
 class LineNotRunning(InspectError):
