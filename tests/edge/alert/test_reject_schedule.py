@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -139,6 +140,10 @@ def test_a_prompt_caller_covers_every_reject_and_nothing_else(run: tuple[EjectSe
             allowed.append((begin, end))
     for on, off in valve.intervals():
         assert any(begin <= on and off <= end for begin, end in allowed)
+    known = {window(config, part)[0]: part.known_ns for part in parts if part.eject}
+    shorter = [(off, on) for (_, off), (on, _) in pairwise(valve.intervals()) if on - off < gap]
+    assert len(shorter) == schedule.counts.short_gaps
+    assert all(known[on] >= off for off, on in shorter)  # only where the ruling came after the valve was off
     swept = {event.part for event in valve.events if isinstance(event, Swept)}
     for part in parts:
         begin, end = window(config, part)
