@@ -29,10 +29,27 @@ def evaluate(
     method: Annotated[
         str | None, typer.Option(metavar="METHOD", help="Fits a bundle per class first, as `calibrate fit` does.")
     ] = None,
-    shots: Annotated[int | None, typer.Option(min=1, help="--method: images to fit on, chosen by seed. [all]")] = None,
+    shots: Annotated[
+        str | None, typer.Option(metavar="N|all", help="--method: images to fit on per class, chosen by seed. [all]")
+    ] = None,
+    auxiliary: Annotated[
+        Path | None,
+        typer.Option(metavar="DATASET", help="--method visualad: labelled set of other products to learn from."),
+    ] = None,
     joint: Annotated[bool, typer.Option("--joint", help="--method: one fit for all classes together.")] = False,
     keep: Annotated[
         Path | None, typer.Option(metavar="DIR", help="--method: keeps the fitted bundles in this folder.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="--method: goes on from the fits in --keep, finished or interrupted.")
+    ] = False,
+    keep_features: Annotated[
+        Path | None,
+        typer.Option(
+            "--keep-features",
+            metavar="DIR",
+            help="Keeps the encoder's features here, for other methods, seeds and shots on the same images.",
+        ),
     ] = None,
     encoder: Annotated[
         str, typer.Option(metavar="compact|FILE", help="--method: the shipped encoder, or published weights.")
@@ -72,8 +89,14 @@ def evaluate(
     """
     if (bundle is None) == (method is None):
         raise CalibrationError("give either --bundle BUNDLE to evaluate it, or --method METHOD to fit per class first")
-    if method is None and (shots is not None or joint or keep is not None):
-        raise CalibrationError("--shots, --joint and --keep belong to --method: a bundle is evaluated as it is")
+    if method is None and (shots is not None or joint or resume or keep is not None or auxiliary is not None):
+        raise CalibrationError(
+            "--shots, --joint, --auxiliary, --keep and --resume belong to --method: a bundle is evaluated as it is"
+        )
+    if resume and keep is None:
+        raise CalibrationError("--resume goes on from what --keep DIR holds; give that folder")
+    if keep_features is not None and engine not in (None, "torch"):
+        raise CalibrationError(f"--keep-features judges with torch, not with {engine}; leave one of them out")
     if html is not None:
         from calibration.charts import require
 
@@ -90,13 +113,15 @@ def evaluate(
         torch.set_num_threads(threads)
     fit = None
     if method is not None:
-        fit = _fit_options(method, encoder, size, false_reject_rate, top_k, steps, bank, block, device, seed)
+        fit = _fit_options(method, encoder, size, false_reject_rate, top_k, steps, bank, block, device, seed, auxiliary)
     options = EvaluateOptions(
         bundle=bundle,
         fit=fit,
-        shots=shots,
+        shots=_shots(shots),
         joint=joint,
         keep=keep,
+        resume=resume,
+        features=keep_features,
         engine=engine,
         threads=threads,
         seed=seed,
@@ -162,6 +187,15 @@ def mount(app: typer.Typer) -> None:
     app.command()(compare)
 
 
+def _shots(text: str | None) -> int | None:
+    """Images to fit on per class; None = all. Raises `CalibrationError`."""
+    if text is None or text == "all":
+        return None
+    if not (text.isascii() and text.isdigit()) or int(text) == 0:
+        raise CalibrationError(f"--shots {text}: give a number of images, such as 4, or all")
+    return int(text)
+
+
 def _fit_options(
     method: str,
     encoder: str,
@@ -173,6 +207,7 @@ def _fit_options(
     block: int | None,
     device: str,
     seed: int,
+    auxiliary: Path | None,
 ) -> FitOptions:
     """The options of a fit as `calibrate fit` would make them; images and place are filled in per class."""
     from dataclasses import replace
@@ -184,6 +219,12 @@ def _fit_options(
 
     if method not in get_args(Method):
         raise CalibrationError(f"--method {method}: unknown; there are {', '.join(get_args(Method))}")
+    if (method == "visualad") != (auxiliary is not None):
+        raise CalibrationError(
+            "--method visualad learns from a labelled set of other products, with masks: give it by --auxiliary DATASET"
+            if auxiliary is None
+            else f"--auxiliary belongs to --method visualad; {method} learns from good images of each class alone"
+        )
     check_rate(rate)
     options = FitOptions(
         images=Path(),
@@ -197,6 +238,8 @@ def _fit_options(
         bank=bank,
         block=block,
         device=device,
+        steps=steps,
+        auxiliary=auxiliary,
     )
     training = replace(options.training, seed=seed)
     if steps is not None:

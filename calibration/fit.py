@@ -20,6 +20,7 @@ from calibration.crops import Crops
 from calibration.datasets import NormalImages, load_normals
 from calibration.errors import FitError
 from calibration.foreground import suggest_foreground
+from calibration.kept_encoder import KeptEncoder, encoder_id
 from calibration.options import FitOptions, load_encoder, make_pipeline
 from calibration.plan import Plan, make_plan
 from calibration.references import altered, choose_references
@@ -93,6 +94,9 @@ def fit(options: FitOptions, report: Report, say: Say) -> FitSummary:
     if not workers.first:
         report, say = _silent, _mute
     encoder = load_encoder(options.encoder)
+    if options.features is not None and options.method in ("memory_bank", "vitad"):
+        # The others see altered pictures, or run tokens of their own through the encoder.
+        encoder = KeptEncoder(encoder, options.features)
     auxiliary = trained.open_auxiliary(options, encoder) if options.method == "visualad" else None
     options, images = _images(options, auxiliary, report)
     for line in images.skipped:
@@ -234,15 +238,12 @@ def _identity(
 ) -> dict[str, Any]:
     """What a resumed fit must share with the interrupted one. Threads and the time budget do not count."""
     told = None if training is None else {key: value for key, value in training.items() if key != "minutes"}
-    hasher = hashlib.sha256()
-    for name, tensor in sorted(pipeline.encoder.state_dict().items()):
-        hasher.update(name.encode() + tensor.numpy().tobytes())
     return {
         "method": options.method,
         "seed": options.seed,
         "images": images.fingerprint,
         "paths": hashlib.sha256("\0".join(str(path) for path in images.paths).encode()).hexdigest(),
-        "encoder": hasher.hexdigest(),
+        "encoder": encoder_id(pipeline.encoder),
         "pipeline": pipeline.config.model_dump(mode="json"),
         "fit": list(plan.fit),
         "training": told,
@@ -337,6 +338,7 @@ def write(
     told = {
         **provenance,
         "encoder": config.encoder["name"],
+        "encoder_id": encoder_id(pipeline.encoder),
         "images": len(images),
         "images_fingerprint": images.fingerprint,
         "fitted": len(plan.fit),

@@ -41,7 +41,8 @@ class FitOptions:
     `block`: 1-based encoder block of the memory bank; None = the last but one. `foreground`: None = suggested from the
     images. `guarantee`: refuse where the images cannot promise the rate. `take`: use so many of the images, drawn by
     the seed (of each folder). `more_images`: further folders, such as one per class. `auxiliary`: the labelled set that
-    visualad learns from. `steps`, `precision`, `keep_features`: of vitad and visualad; steps None = published epochs.
+    visualad learns from. `features`: folder in which memory_bank and vitad keep the encoder's features for other fits
+    and evaluations. `steps`, `precision`, `keep_features`: of vitad and visualad; steps None = published epochs.
     """
 
     images: Path | None
@@ -71,6 +72,7 @@ class FitOptions:
     steps: int | None = None
     precision: Precision = "fp32"
     keep_features: bool = True
+    features: Path | None = None
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
 

@@ -19,10 +19,11 @@ from calibration.cli_evaluate import mount
 from calibration.compare import compare
 from calibration.errors import CalibrationError, DataError
 from calibration.evaluate import Fingerprint, Judge, evaluate_class, limited, raised
-from calibration.evaluation import EvaluateOptions, evaluate, shots_of
+from calibration.evaluation import EvaluateOptions, evaluate
 from calibration.fit import fit
 from calibration.metrics import PixelScores, seven
 from calibration.options import FitOptions
+from calibration.per_class import shots_of
 from calibration.results import METRICS, Evaluation, load_evaluation
 from calibration.score import open_engine
 from calibration.sets import open_dataset, read_mask
