@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from edge.settings import Settings
 from edge.settings_faults import allowed, plain_type
-from edge.settings_sources import FolderSource, OpencvSource, SimulatedSource
+from edge.settings_sources import FolderSource, GentlSource, GigeSource, OpencvSource, SimulatedSource
 
 # Values for keys without a default, and for keys that a newcomer will want to set. All others stay comments.
 _SHOWN: dict[str, Any] = {
@@ -44,6 +44,15 @@ _SAMPLES: dict[str, Any] = {
     "width_px": 1280,
     "height_px": 960,
     "fourcc": "MJPG",
+    "address": "192.168.10.20",
+    "serial": "24012345",
+    "exposure_us": 2000.0,
+    "gain": 6.0,
+    "packet_size_bytes": 9000,
+    "packet_delay_ns": 5000,
+    "receive_buffer_mb": 16.0,
+    "encoder_chunk": "EncoderValue",
+    "producer": "/opt/vendor/lib/producer.cti",
 }
 _WIDTH = 100
 
@@ -68,7 +77,7 @@ def example() -> str:
 def _cameras(model: type[BaseModel]) -> list[str]:
     lines = [*_comment("One table per camera."), "[[cameras]]", *_keys("cameras", model), ""]
     lines += [*_comment(_purpose(SimulatedSource)), "[cameras.source]", *_keys("cameras.source", SimulatedSource), ""]
-    for other in (FolderSource, OpencvSource):
+    for other in (FolderSource, OpencvSource, GigeSource, GentlSource):
         lines += [*_comment("Or instead: " + _purpose(other)), "# [cameras.source]"]
         lines += [line if line.startswith("#") else f"# {line}" for line in _keys("", other) if line]
         lines.append("")

@@ -32,11 +32,15 @@ OTHER_VARIABLES = frozenset({"EDGE_SHM_DIR", "EDGE_ENGINE_CACHE"})
 OTHER_PREFIX = "EDGE_INSPECT_"
 
 UNITS = {
+    "ns": "nanoseconds",
+    "us": "microseconds",
     "ms": "milliseconds",
     "s": "seconds",
     "hz": "per second",
     "px": "pixels",
     "percent": "percent",
+    "bytes": "bytes",
+    "mb": "megabytes, 10^6 bytes",
     "gb": "gigabytes, 10^9 bytes",
     "days": "days",
 }

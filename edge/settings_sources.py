@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from edge.settings_base import FilePath, Rate, Section, Seed, SourceSection, base_folder
+from edge.settings_genicam import GentlSource, GigeSource
 from pipelines.images import PixelFormat
 
-base_folder: ContextVar[Path] = ContextVar("base_folder")  # relative paths in a settings file start here
-
-
-def _resolve(path: Path) -> Path:
-    return (base_folder.get(Path()) / path.expanduser()).absolute()
-
-
-FilePath = Annotated[Path, AfterValidator(_resolve)]
-Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-
-
-class Section(BaseModel):
-    """A table of the settings file: unknown keys are refused, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class SourceSection(Section, ABC):
-    """What every kind of source tells, as far as it is known before the device is opened."""
-
-    @property
-    @abstractmethod
-    def known_rate_hz(self) -> float | None:
-        """The most parts per second that come, where the settings fix it."""
-
-    @property
-    def known_frame_bytes(self) -> int | None:
-        """Bytes of the largest frame, where the settings fix it."""
-        return None
-
-    @property
-    def slots_held(self) -> int:
-        """How many slots of the ring the source holds for writing at once."""
-        return 1
-
-    def missing(self) -> list[tuple[str, Path]]:
-        """Keys whose file or folder does not exist now."""
-        return []
+__all__ = [
+    "FilePath",
+    "FolderSource",
+    "GentlSource",
+    "GigeSource",
+    "OpencvSource",
+    "Rate",
+    "Section",
+    "Seed",
+    "SimulatedSource",
+    "SourceSection",
+    "SourceSettings",
+    "base_folder",
+]
 
 
 class SimulatedSource(SourceSection):
@@ -187,4 +162,6 @@ class OpencvSource(SourceSection):
         return [(key, Path(value)) for key, value in named.items() if value is not None and not Path(value).exists()]
 
 
-SourceSettings = Annotated[SimulatedSource | FolderSource | OpencvSource, Field(discriminator="type")]
+SourceSettings = Annotated[
+    SimulatedSource | FolderSource | OpencvSource | GigeSource | GentlSource, Field(discriminator="type")
+]

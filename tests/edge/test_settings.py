@@ -426,6 +426,10 @@ DIMENSIONLESS = {
     "threads",
     "queue_frames",
     "distinct",
+    "gain",
+    "buffers",
+    "binning",
+    "encoder_divider",
 }
 
 
@@ -464,23 +468,38 @@ def test_the_example_shows_every_key_and_passes_its_own_check(tmp_path: Path) ->
 
 
 EXCLUSIVE = {key: {key, ""} for key in ("url", "device", "file")} | {"loop": {"file", ""}}
-EXCLUSIVE |= {key: {"device", ""} for key in ("width_px", "height_px", "fourcc")}
+OF_A_DEVICE = ("width_px", "height_px", "fourcc")
+
+
+def _alternatives(source: str) -> tuple[str, ...]:
+    """Keys of a source of which one has to be chosen."""
+    if '"opencv"' in source:
+        return ("url", "device", "file")
+    return ("address", "serial") if '"gige"' in source else ("",)
+
+
+def _excluded(key: str, only: str) -> bool:
+    if only in ("address", "serial"):
+        return key in ("address", "serial") and key != only
+    if only == "" or key not in OF_A_DEVICE:
+        return key in EXCLUSIVE and only not in EXCLUSIVE[key]
+    return only != "device"
 
 
 def test_every_commented_value_of_the_example_is_allowed(tmp_path: Path) -> None:
-    """Uncomments all keys, one source at a time; url, device and file exclude one another."""
+    """Uncomments all keys, one source at a time; some, such as url, device and file, exclude one another."""
     blocks = example().split("\n\n")
     sources = [block for block in blocks if "cameras.source]" in block]
-    assert len(sources) == 3
+    assert len(sources) == 5
     for source in sources:
-        for only in ("url", "device", "file") if "opencv" in source else ("",):
+        for only in _alternatives(source):
             chosen = [block for block in blocks if block not in sources]
             chosen.insert(3, source)
             lines = []
             for line in "\n\n".join(chosen).splitlines():
                 bare = line.removeprefix("# ")
                 key = bare.partition(" = ")[0]
-                if key in EXCLUSIVE and only not in EXCLUSIVE[key]:
+                if _excluded(key, only):
                     continue
                 if not re.match(r"\[+[a-z.]+\]+$|[a-z_]+ = ", bare):
                     continue
@@ -523,5 +542,5 @@ def test_the_example_command(tmp_path: Path) -> None:
 
 def test_enumerations_stay_in_step() -> None:
     kinds = settings_faults._members(CameraSettings.model_fields["source"].annotation)
-    assert set(kinds) == {"simulated", "folder", "opencv"}
+    assert set(kinds) == {"simulated", "folder", "opencv", "gige", "gentl"}
     assert settings_faults.allowed(SimulatedSource.model_fields["pixel_format"]).count('"') == 2 * len(PixelFormat)
