@@ -19,6 +19,7 @@ from pipelines.errors import InspectError
 
 _GROUPS = {  # command: module with a Typer `app`, and what the list of commands says about it
     "verdicts": ("edge.cli_verdicts", "Read the ledger: filters, JSON, CSV."),
+    "replay": ("edge.cli_replay", "Judge recorded frames again, with this bundle or another one."),
     "bundle": ("edge.cli_bundle", "Show, verify and build bundles."),
     "config": ("edge.cli_config", "Check a settings file, or print an example."),
     "keys": ("edge.cli_keys", "Keys for a line that spans two computers."),

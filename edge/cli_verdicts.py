@@ -6,7 +6,6 @@ import csv
 import datetime
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from edge.alert.history import History, Query
 from edge.alert.ledger_schema import ArchiveState, Entry
 from edge.errors import LedgerError
 from edge.messages import Decision
+from edge.moments import TIME_HELP, iso, parse_moment
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -34,31 +34,7 @@ app = typer.Typer(
 
 TABLE_ROWS = 20
 FOLLOW_S = 0.25
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _STYLE = {Decision.PASS: "green", Decision.REJECT: "bold red", Decision.UNJUDGED: "yellow"}
-_TIME_HELP = "A time (2026-01-31T08:00, local unless it names a zone) or an age (90s, 15m, 8h, 7d)."
-
-
-def moment(text: str, now_ns: int | None = None) -> int:
-    """Nanoseconds since 1970 of a time (ISO 8601, local where it names no zone) or an age such as 15m.
-
-    Raises `ValueError` that says what is allowed.
-    """
-    age = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
-    if age:
-        return (time.time_ns() if now_ns is None else now_ns) - int(float(age[1]) * _UNITS[age[2]] * 1e9)
-    try:
-        parsed = datetime.datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text.strip()))
-        return int(parsed.timestamp() * 1_000_000) * 1000
-    except (ValueError, OverflowError, OSError) as error:
-        raise ValueError(f"{text!r} is neither a time like 2026-01-31T08:00 nor an age like 15m, 8h or 7d") from error
-
-
-def _moment(text: str) -> int:
-    try:
-        return moment(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 @app.callback()
@@ -69,8 +45,8 @@ def verdicts(
         typer.Option(help="Only parts with this verdict.", case_sensitive=False),
     ] = None,
     camera: Annotated[Optional[str], typer.Option(help="Only parts of this camera.")] = None,  # noqa: UP045
-    since: Annotated[Optional[int], typer.Option(parser=_moment, metavar="TIME", help=_TIME_HELP)] = None,  # noqa: UP045
-    until: Annotated[Optional[int], typer.Option(parser=_moment, metavar="TIME", help=_TIME_HELP)] = None,  # noqa: UP045
+    since: Annotated[Optional[int], typer.Option(parser=parse_moment, metavar="TIME", help=TIME_HELP)] = None,  # noqa: UP045
+    until: Annotated[Optional[int], typer.Option(parser=parse_moment, metavar="TIME", help=TIME_HELP)] = None,  # noqa: UP045
     part: Annotated[Optional[int], typer.Option(min=0, help="Only parts with this number.")] = None,  # noqa: UP045
     bundle: Annotated[
         Optional[str],  # noqa: UP045
@@ -118,7 +94,7 @@ def record(entry: Entry, archive: Path) -> dict[str, Any]:
     verdict = entry.verdict
     return {
         "row": entry.row,
-        "decided_at": _iso(verdict.decided_at_ns),
+        "decided_at": iso(verdict.decided_at_ns),
         "line": verdict.id.line,
         "camera": verdict.id.camera,
         "epoch": verdict.id.epoch,
@@ -232,9 +208,3 @@ def _follow(ledger: Path, query: Query, show: Show) -> None:
             time.sleep(FOLLOW_S)
         else:
             query = replace(query, after_row=0)
-
-
-def _iso(wall_ns: int) -> str:
-    seconds, rest = divmod(wall_ns, 1_000_000_000)
-    stamp = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
-    return f"{stamp:%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"

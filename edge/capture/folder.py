@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from edge.capture.paced import PacedSource, failed, take
-from edge.capture.pixels import convert, frame_view
+from edge.capture.pixels import convert, frame_view, whole_cells
 from edge.capture.source import Grab, SlotPool, SourceInfo
 from edge.errors import SourceError
 from edge.messages import FrameStatus, now_ns
@@ -101,9 +101,7 @@ class FolderSource(PacedSource):
         if frame is None:
             self._unreadable += 1
             return failed(FrameStatus.UNREADABLE, form, origin=str(path))
-        pixels = frame.pixels
-        if form.is_bayer:  # a mosaic has whole cells
-            pixels = pixels[: pixels.shape[0] & ~1, : pixels.shape[1] & ~1]
+        pixels = whole_cells(frame.pixels, form)
         height, width = pixels.shape[:2]
         if min(height, width) < 1 or max(height, width) > LARGEST_SIDE:
             return failed(FrameStatus.MISMATCH, form, origin=str(path))

@@ -32,6 +32,11 @@ def frame_view(buffer: NDArray[np.uint8], height: int, width: int, channels: int
     return buffer[:size].reshape(height, width, channels)
 
 
+def whole_cells(pixels: NDArray[np.uint8], form: PixelFormat) -> NDArray[np.uint8]:
+    """`pixels` [H, W, C] without the last row or column that a mosaic's 2 x 2 cells cannot have."""
+    return pixels[: pixels.shape[0] & ~1, : pixels.shape[1] & ~1] if form.is_bayer else pixels
+
+
 def convert(pixels: NDArray[np.uint8], source: PixelFormat, out: NDArray[np.uint8], target: PixelFormat) -> None:
     """Writes `pixels`, Mono8 [H, W, 1] or BGR8 [H, W, 3], into `out` [H, W, C of target].
 

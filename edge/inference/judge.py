@@ -131,6 +131,11 @@ class Judge:
         self._prepare(spec)
         raise Refused(f"an engine for {spec} frames is being prepared; the bundle was calibrated on {own}")
 
+    def settle(self) -> None:
+        """Waits for an engine that is being prepared, if any: for callers who have the time that a line has not."""
+        if self._thread is not None:
+            self._thread.join()
+
     def score(self, engine: Engine, frames: Sequence[NDArray[np.uint8]]) -> list[list[RegionScore]]:
         """Scores frames uint8 [H, W, C] of one kind: the regions of each. Raises what the engine raises, and
         `ValueError` where it returns a score that is no number."""

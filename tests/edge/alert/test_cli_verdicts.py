@@ -12,7 +12,7 @@ import pytest
 
 from edge.alert.ledger import Ledger
 from edge.alert.ledger_schema import ArchiveState, Entry
-from edge.cli_verdicts import moment
+from edge.moments import moment
 from edge.settings import load_settings
 
 S = 1_000_000_000
