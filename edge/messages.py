@@ -1,10 +1,14 @@
 """The wire: what the line's processes say to each other.
 
-A message is one msgpack array `[version, kind, body]`; `body` maps field names to values. Decoding is strict: unknown
-kinds, unknown, doubled or missing fields, wrong types, values out of range and oversized input raise `MessageError`,
-and memory stays bounded whatever the bytes claim (`MAX_BYTES`, `MAX_CONTAINERS`). Pixels never travel in a message: a
-`FrameRef` names a slot of the frame ring, or the pixels follow as a second part of the same ZeroMQ message (see
-`transport`).
+A message is one msgpack array `[version, kind, body]`; `body` is the array of the field values, in the order in which
+the classes below declare them. Decoding is strict: unknown kinds, missing or surplus fields, wrong types, values out
+of range and oversized input raise `MessageError`, and memory stays bounded whatever the bytes claim (`MAX_BYTES`,
+`MAX_CONTAINERS`). Pixels never travel in a message: a `FrameRef` names a slot of the frame ring, or the pixels follow
+as a second part of the same ZeroMQ message (see `transport`).
+
+At 30 frames/s every message meets cold processor caches, which makes it ten times dearer than in a tight loop: there
+it counts how much code and memory it touches. So the classes are msgspec structs, checked while they are built from
+msgpack's plain values, and the body has no field names.
 
 Times are CLOCK_MONOTONIC nanoseconds of the host named by `host` (its boot id). A receiver on another host uses
 `age_ns`, a duration, instead: clocks of two hosts are never compared.
@@ -12,37 +16,35 @@ Times are CLOCK_MONOTONIC nanoseconds of the host named by `host` (its boot id).
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import msgpack
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+import msgspec
+from msgspec import Meta
 
 from edge.errors import MessageError
 from pipelines.images import PixelFormat
 
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 5 << 20  # a Score with 64 regions of 128 x 128 float32 maps is the largest message
 MAX_CONTAINERS = 512  # arrays and maps in a message; a Score with 64 regions has 69
 
-Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Nanoseconds = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Name = Annotated[str, Field(min_length=1, max_length=64)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Nanoseconds = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Name = Annotated[str, Meta(min_length=1, max_length=64)]
 # Short and ASCII: every announcement fits a journal record of the frame ring, and no name leads out of a folder.
-PlainName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[!-~]+$")]
-RingName = Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")]
-Origin = Annotated[str, Field(max_length=255), AfterValidator(lambda text: _at_most(255, text))]
-Text = Annotated[str, Field(max_length=1024)]
-Pixels = Annotated[int, Field(ge=0, le=65_536)]
-
-
-def _at_most(size: int, text: str) -> str:
-    if len(text.encode()) > size:
-        raise ValueError(f"String should have at most {size} bytes of UTF-8")
-    return text
+PlainName = Annotated[str, Meta(min_length=1, max_length=64)]  # and more: see `_plain`
+RingName = Annotated[str, Meta(max_length=128)]  # likewise
+Origin = Annotated[str, Meta(max_length=255)]
+Text = Annotated[str, Meta(max_length=1024)]
+Pixels = Annotated[int, Meta(ge=0, le=65_536)]
 
 
 def origin(path: Path | str) -> str:
@@ -64,8 +66,24 @@ def now_ns() -> int:
     return time.monotonic_ns()
 
 
-class _Wire(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", ser_json_inf_nan="constants")
+class _Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Fields are checked when a message is decoded; what a field's type cannot say, at any construction too."""
+
+
+def _finite(**values: float | None) -> None:
+    for field, value in values.items():
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{field}: {value} is not a finite number")
+
+
+def _is_plain(text: str) -> bool:
+    # By hand: a regular expression costs as much as all other checks of a message together.
+    return text.isascii() and text.isprintable() and " " not in text
+
+
+def _short(field: str, text: str) -> None:
+    if len(text.encode()) > 255:
+        raise ValueError(f"{field}: at most 255 bytes of UTF-8 are allowed")
 
 
 class FrameStatus(str, Enum):
@@ -79,7 +97,7 @@ class FrameStatus(str, Enum):
     NO_SLOT = "no_slot"  # does not fit a slot, or every slot was held by the camera
 
 
-class FrameId(_Wire):
+class FrameId(_Wire, frozen=True):
     """The identity of one frame: unique for ever within a plant.
 
     `epoch` numbers the capture process' lives (it only grows), `sequence` counts from 0 in each life without gaps.
@@ -90,8 +108,14 @@ class FrameId(_Wire):
     epoch: Count
     sequence: Count
 
+    def __post_init__(self) -> None:
+        if not _is_plain(self.line):
+            raise ValueError(f"line: {self.line!r:.80} has other characters than printable ASCII without blanks")
+        if not _is_plain(self.camera):
+            raise ValueError(f"camera: {self.camera!r:.80} has other characters than printable ASCII without blanks")
 
-class FrameRef(_Wire):
+
+class FrameRef(_Wire, frozen=True):
     """Capture announces a part: identity, deadline and, if there is a frame, where its pixels are."""
 
     id: FrameId
@@ -100,8 +124,8 @@ class FrameRef(_Wire):
     host: PlainName
     age_ns: Nanoseconds  # from trigger to sending
     deadline_ns: Nanoseconds  # from trigger to the latest moment for the verdict
-    status: Annotated[FrameStatus, Field(strict=False)]
-    pixel_format: Annotated[PixelFormat, Field(strict=False)]
+    status: FrameStatus
+    pixel_format: PixelFormat
     height: Pixels
     width: Pixels
     ring: RingName  # file name of the ring; empty where there are no pixels
@@ -109,8 +133,16 @@ class FrameRef(_Wire):
     generation: Count  # of the slot, when the frame was complete
     camera_frame: Count | None = None  # the camera's own frame id
     camera_time_ns: Nanoseconds | None = None  # the camera's own clock
-    encoder: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)  # belt encoder count
+    encoder: Integer | None = None  # belt encoder count
     origin: Origin | None = None  # file a replayed frame came from, see `origin`
+
+    def __post_init__(self) -> None:
+        if not _is_plain(self.host):
+            raise ValueError(f"host: {self.host!r:.80} is no host id")
+        if self.ring[:1] == "." or "/" in self.ring or not _is_plain(self.ring):
+            raise ValueError(f"ring: {self.ring!r:.80} is no file name of a ring")
+        if self.origin is not None:
+            _short("origin", self.origin)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -128,7 +160,7 @@ class ScoreStatus(str, Enum):
     FAILED = "failed"  # the engine raised an error
 
 
-class RegionScore(_Wire):
+class RegionScore(_Wire, frozen=True):
     """Raw score of one region of interest, its limit, and its raw patch scores as float32 [height, width].
 
     `left`, `top`, `right`, `bottom` is the rectangle of the frame that the patches cover, in pixels, the last two
@@ -136,24 +168,23 @@ class RegionScore(_Wire):
     """
 
     name: Name
-    score: float = Field(allow_inf_nan=False)
-    limit: float = Field(allow_inf_nan=False)  # the bundle's: score > limit rejects
-    floor: float = Field(allow_inf_nan=False)  # the raw score shown as 0 percent of limit
-    height: Annotated[int, Field(ge=0, le=512)]
-    width: Annotated[int, Field(ge=0, le=512)]
-    patches: bytes = Field(repr=False, max_length=512 * 512 * 4)  # little-endian float32, row-major; may be empty
+    score: float
+    limit: float  # the bundle's: score > limit rejects
+    floor: float  # the raw score shown as 0 percent of limit
+    height: Annotated[int, Meta(ge=0, le=512)]
+    width: Annotated[int, Meta(ge=0, le=512)]
+    patches: Annotated[bytes, Meta(max_length=512 * 512 * 4)]  # little-endian float32, row-major; may be empty
     left: Pixels = 0
     top: Pixels = 0
     right: Pixels = 0
     bottom: Pixels = 0
 
-    @model_validator(mode="after")
-    def _consistent(self) -> RegionScore:
+    def __post_init__(self) -> None:
+        _finite(score=self.score, limit=self.limit, floor=self.floor)
         if len(self.patches) not in (0, 4 * self.height * self.width):
             raise ValueError(f"{len(self.patches)} bytes of patches do not make {self.height} x {self.width} float32")
         if not self.limit > self.floor:
             raise ValueError(f"the limit {self.limit} must be above the floor {self.floor}")
-        return self
 
     @property
     def percent(self) -> float:
@@ -161,14 +192,14 @@ class RegionScore(_Wire):
         return 100.0 * (self.score - self.floor) / (self.limit - self.floor)
 
 
-class Score(_Wire):
+class Score(_Wire, frozen=True):
     """Inference's answer to one FrameRef."""
 
     frame: FrameRef  # repeated whole, so that a score that overtakes its announcement loses nothing
-    status: Annotated[ScoreStatus, Field(strict=False)]
+    status: ScoreStatus
     bundle: Text  # content id of the bundle that judged
     engine: Text
-    regions: Annotated[list[RegionScore], Field(max_length=64)]
+    regions: Annotated[list[RegionScore], Meta(max_length=64)]
     infer_ns: Nanoseconds  # time in the engine
     reason: Text = ""
 
@@ -181,16 +212,16 @@ class Decision(str, Enum):
     UNJUDGED = "unjudged"
 
 
-class Verdict(_Wire):
+class Verdict(_Wire, frozen=True):
     """The one verdict on a part, as written to the ledger and published."""
 
     id: FrameId
     part: Count
-    decision: Annotated[Decision, Field(strict=False)]
+    decision: Decision
     reason: Text  # why UNJUDGED; empty otherwise
-    percent: float | None = Field(allow_inf_nan=False)  # of limit, of the worst region
-    score: float | None = Field(allow_inf_nan=False)  # raw, of the worst region
-    limit: float | None = Field(allow_inf_nan=False)
+    percent: float | None  # of limit, of the worst region
+    score: float | None  # raw, of the worst region
+    limit: float | None
     region: Text | None
     bundle: Text | None
     engine: Text | None
@@ -198,21 +229,30 @@ class Verdict(_Wire):
     infer_ns: Nanoseconds | None
     decided_at_ns: Nanoseconds  # wall clock, for people; nothing is computed from it
     camera_frame: Count | None = None
-    encoder: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    encoder: Integer | None = None
     origin: Origin | None = None
 
+    def __post_init__(self) -> None:
+        _finite(percent=self.percent, score=self.score, limit=self.limit)
+        if self.origin is not None:
+            _short("origin", self.origin)
 
-class Health(_Wire):
+
+class Health(_Wire, frozen=True):
     """What a process tells about itself once a second."""
 
     line: Name
     process: Name  # "capture-top", "infer", "alert"
     pid: Count
     state: Text  # "starting", "running", "degraded: …", "finished", "stopping"
-    uptime_s: float = Field(ge=0, allow_inf_nan=False)
-    counters: Annotated[dict[Name, int], Field(max_length=128)]
-    gauges: Annotated[dict[Name, float], Field(max_length=128)]
+    uptime_s: Annotated[float, Meta(ge=0)]
+    counters: Annotated[dict[Name, Integer], Meta(max_length=128)]
+    gauges: Annotated[dict[Name, float], Meta(max_length=128)]
     last_fault: Text = ""
+
+    def __post_init__(self) -> None:
+        _finite(uptime_s=self.uptime_s)
+        _finite(**self.gauges)
 
 
 Message = FrameRef | Score | Verdict | Health
@@ -223,12 +263,21 @@ _KINDS: dict[str, type[FrameRef] | type[Score] | type[Verdict] | type[Health]] =
     "health": Health,
 }
 _NAMES = {model: kind for kind, model in _KINDS.items()}
+_packer = msgpack.Packer(use_bin_type=True)  # one for all messages: it keeps its buffer
+
+
+def as_json(message: _Wire, fields: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """Field names and plain values, all or `fields`, for a JSON file that people and other programs read."""
+    values = {name: getattr(message, name) for name in fields or message.__struct_fields__}
+    return {
+        name: as_json(value) if isinstance(value, _Wire) else value.value if isinstance(value, Enum) else value
+        for name, value in values.items()
+    }
 
 
 def encode(message: Message) -> bytes:
     """The message as bytes for the wire. Raises `MessageError` where it is too large (the patch maps of a Score)."""
-    envelope = [VERSION, _NAMES[type(message)], message.model_dump()]
-    data: bytes = msgpack.packb(envelope, use_bin_type=True)
+    data: bytes = _packer.pack((VERSION, _NAMES[type(message)], msgspec.to_builtins(message, builtin_types=(bytes,))))
     if len(data) > MAX_BYTES:
         raise MessageError(f"{_NAMES[type(message)]} message of {len(data)} bytes: at most {MAX_BYTES} are allowed")
     return data
@@ -249,11 +298,25 @@ def decode(data: bytes | memoryview) -> Message:
     if model is None:
         raise MessageError(f"unknown kind of message {kind!r:.40}: one of {', '.join(_KINDS)}")
     try:
-        return model.model_validate(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise MessageError(f"bad {kind} message: {where}: {first['msg']}"[:400]) from error
+        return msgspec.convert(body, model)
+    except msgspec.ValidationError as error:
+        raise MessageError(f"bad {kind} message: {_named(error, model)}"[:400]) from error
+
+
+def _named(error: msgspec.ValidationError, model: Any) -> str:
+    """The fault with the field's name in front, where msgspec gives its place: "... - at `$[0][3]`"."""
+    text, _, place = str(error).partition(" - at `$")
+    names, kind = [], model
+    for number in re.findall(r"\[(\d+|\.\.\.)\]", place):
+        kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            field = msgspec.structs.fields(kind)[int(number)]
+            names.append(field.name)
+            kind = field.type
+        else:  # the items of a list, the values of a mapping
+            names.append(number)
+            kind = get_args(kind)[-1]
+    return f"{'.'.join(names)}: {text}" if names else text
 
 
 def _unpack(data: bytes | memoryview) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edge.alert.history import History, Query
 from edge.errors import LedgerError, LineNotRunning, MessageError
 from edge.line import specs
-from edge.messages import Decision, Health, Verdict, decode
+from edge.messages import Decision, Health, Verdict, as_json, decode
 from edge.settings import Settings
 from edge.transport import Endpoints, Listener
 
@@ -73,7 +73,7 @@ class Snapshot:
                 }
                 for name, health in self.processes.items()
             },
-            "last": [verdict.model_dump(mode="json") for verdict in self.last],
+            "last": [as_json(verdict) for verdict in self.last],
         }
 
 

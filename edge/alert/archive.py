@@ -34,10 +34,12 @@ from numpy.typing import NDArray
 from edge.alert.ledger_schema import ArchiveState
 from edge.alert.overlay import draw
 from edge.alert.retention import GOES_FIRST, TEMPORARY, Item, Limits, Stock
-from edge.messages import Decision, FrameRef, RegionScore, Verdict
+from edge.messages import Decision, FrameRef, RegionScore, Verdict, as_json
 from pipelines.images import PixelFormat
 
 FORMAT = 1  # of the JSON
+_FRAME = ("status", "pixel_format", "height", "width", "camera_time_ns")  # what the verdict does not tell itself
+_REGION = ("name", "score", "limit", "floor", "height", "width", "left", "top", "right", "bottom")
 _PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)  # fast: a sensor's noise does not compress anyway
 _TURN_S = 0.5
 
@@ -250,13 +252,11 @@ def describe(job: Job) -> dict[str, Any]:
     frame = job.frame
     return {
         "format": FORMAT,
-        "verdict": job.verdict.model_dump(mode="json"),
+        "verdict": as_json(job.verdict),
         "limit_percent": job.limit_percent,
         "note": job.note,
-        "frame": None
-        if frame is None
-        else frame.model_dump(mode="json", include={"status", "pixel_format", "height", "width", "camera_time_ns"}),
-        "regions": [region.model_dump(mode="json", exclude={"patches"}) for region in job.regions],
+        "frame": None if frame is None else as_json(frame, _FRAME),
+        "regions": [as_json(region, _REGION) for region in job.regions],
     }
 
 

@@ -77,10 +77,12 @@ class Journals:
 def identity(entry: bytes) -> FrameId | None:
     """Whose announcement this is, without checking the rest; None where it does not even tell that."""
     try:
-        told = msgpack.unpackb(entry, raw=False)[2]["id"]
-        line, camera, epoch, sequence = told["line"], told["camera"], told["epoch"], told["sequence"]
+        line, camera, epoch, sequence = msgpack.unpackb(entry, raw=False)[2][0]
     except (ValueError, TypeError, KeyError, IndexError, msgpack.exceptions.UnpackException):
         return None
     if not (isinstance(line, str) and isinstance(camera, str) and isinstance(epoch, int) and isinstance(sequence, int)):
         return None
-    return FrameId.model_construct(line=line, camera=camera, epoch=epoch, sequence=sequence)
+    try:
+        return FrameId(line=line, camera=camera, epoch=epoch, sequence=sequence)
+    except ValueError:  # a name that no line has
+        return None

@@ -127,8 +127,8 @@ def from_row(row: Sequence[Any], line: str) -> Entry:
     """The entry of a row `row, COLUMNS...`."""
     (number, camera, epoch, sequence, part, decision, reason, percent, score, limit, region, bundle, engine) = row[:13]
     latency, infer, decided_at, camera_frame, encoder, origin, regions, archive_state, archive_path = row[13:]
-    verdict = Verdict.model_construct(  # the table's own constraints have checked these when they were written
-        id=FrameId.model_construct(line=line, camera=camera, epoch=epoch, sequence=sequence),
+    verdict = Verdict(  # the table's own constraints have checked these when they were written
+        id=FrameId(line=line, camera=camera, epoch=epoch, sequence=sequence),
         part=part,
         decision=Decision(decision),
         reason=reason,

@@ -14,6 +14,7 @@ import time
 from collections import deque
 
 import cv2
+import msgspec
 import numpy as np
 
 from edge.alert import ledger_schema
@@ -233,7 +234,7 @@ class AlertProcess(Process):
 
     def _entry(self, item: Decided, wall: int) -> Entry:
         regions = ledger_schema.region_details(item.regions, [percent_of_limit(region) for region in item.regions])
-        verdict = item.verdict.model_copy(update={"decided_at_ns": wall})
+        verdict = msgspec.structs.replace(item.verdict, decided_at_ns=wall)
         wanted = self._archive is not None and verdict.decision in self._save
         return Entry(verdict, regions, ArchiveState.QUEUED if wanted else ArchiveState.NONE)
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from edge.alert.ledger import Ledger, LedgerDamaged
 from edge.alert.ledger_schema import Entry
 from edge.errors import LedgerError
@@ -81,7 +83,7 @@ class Recorder:
                 entry,
                 verdict=entry.verdict
                 if entry.verdict.decision is Decision.UNJUDGED
-                else entry.verdict.model_copy(update={"decision": Decision.UNJUDGED, "reason": UNWRITTEN}),
+                else msgspec.structs.replace(entry.verdict, decision=Decision.UNJUDGED, reason=UNWRITTEN),
             )
             for entry in entries
         ]

@@ -7,10 +7,10 @@ import tracemalloc
 from pathlib import Path
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from edge import messages
 from edge.errors import MessageError
@@ -18,6 +18,7 @@ from edge.frames import JOURNAL_ENTRY
 from edge.messages import (
     MAX_BYTES,
     MAX_CONTAINERS,
+    VERSION,
     Decision,
     FrameId,
     FrameRef,
@@ -136,8 +137,17 @@ SAMPLE = FrameRef(
 )
 
 
-def body_of(message: Message) -> dict[str, object]:
-    return msgpack.unpackb(encode(message))[2]
+def body_of(message: Message) -> list[object]:
+    body: list[object] = msgpack.unpackb(encode(message))[2]
+    return body
+
+
+def with_field(message: Message, field: str, value: object) -> bytes:
+    """The message on the wire, with another value in one field."""
+    body = body_of(message)
+    body[message.__struct_fields__.index(field)] = value
+    wire: bytes = msgpack.packb([VERSION, "frame", body])
+    return wire
 
 
 @given(any_message)
@@ -204,8 +214,7 @@ values = st.recursive(plain, lambda inner: st.lists(inner) | st.dictionaries(st.
 @given(any_message, st.data())
 def test_a_message_with_foreign_values_is_refused_or_valid(message: Message, data: st.DataObject) -> None:
     wire = msgpack.unpackb(encode(message))
-    body = wire[2]
-    body[data.draw(st.sampled_from(sorted(body)))] = data.draw(values)
+    wire[2][data.draw(st.integers(0, len(wire[2]) - 1))] = data.draw(values)
     try:
         again = decode(msgpack.packb(wire))
     except MessageError:
@@ -215,7 +224,7 @@ def test_a_message_with_foreign_values_is_refused_or_valid(message: Message, dat
 
 @given(values)
 def test_any_other_structure_is_refused(value: object) -> None:
-    for wire in (value, [1, "frame", value], [1, value, {}], [value, "health", {}]):
+    for wire in (value, [VERSION, "frame", value], [VERSION, value, []], [value, "health", []]):
         with pytest.raises(MessageError):
             decode(msgpack.packb(wire))
 
@@ -230,14 +239,14 @@ HOSTILE = {
     "deep nesting of maps": b"\x81\xa1a" * (MAX_BYTES // 3),
     "a million empty arrays": (b"\xdc\x00\x40" + (b"\xdc\x00\x40" + b"\x90" * 64) * 64) * 600,
     "wide arrays of wide arrays": b"\xdc\x00\x40" * 3 + b"\xdc\x00\x40" * 64 + b"\xcf" + b"\xff" * 4_000_000,
-    "half a million small numbers": b"\x93\x01\xa5frame" + b"\xdc\x00\x40" * 1000 + b"\xcd\xff\xff" * 500_000,
+    "half a million small numbers": b"\x93\x02\xa5frame" + b"\xdc\x00\x40" * 1000 + b"\xcd\xff\xff" * 500_000,
     "one text after another": b"\xdc\x00\x40" + (b"\xda\x10\x00" + b"a" * 4096) * 64,
-    "a timestamp": b"\x93\x01\xa5frame\xd6\xff\x00\x00\x00\x00",
-    "another extension": b"\x93\x01\xa5frame\xd4\x05\x00",
-    "no text in UTF-8": b"\x93\x01\xa2\xff\xfe\x80",
-    "numbers as keys": b"\x93\x01\xa5frame\x81\x01\x02",
-    "a doubled field": b"\x93\x01\xa6health\x82\xa3pid\x01\xa3pid\x02",
-    "two messages": b"\x93\x01\xa5frame\x80" * 2,
+    "a timestamp": b"\x93\x02\xa5frame\xd6\xff\x00\x00\x00\x00",
+    "another extension": b"\x93\x02\xa5frame\xd4\x05\x00",
+    "no text in UTF-8": b"\x93\x02\xa2\xff\xfe\x80",
+    "numbers as keys": b"\x93\x02\xa5frame\x81\x01\x02",
+    "a doubled field": b"\x93\x02\xa6health\x98\xa1a\xa1b\x01\xa1c\xcb" + bytes(8) + b"\x82\xa1a\x01\xa1a\x02\x80\xa0",
+    "two messages": b"\x93\x02\xa5frame\x80" * 2,
     "nothing": b"",
     "larger than allowed": b"\xc6" + struct.pack(">I", MAX_BYTES) + bytes(MAX_BYTES),
 }
@@ -270,34 +279,50 @@ def test_as_many_containers_as_allowed_cost_little_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "field"),
+    ("field", "value", "told"),
     [
-        ({"slot": -1}, "slot"),
-        ({"slot": 1.0}, "slot"),
-        ({"slot": "1"}, "slot"),
-        ({"slot": True}, "slot"),
-        ({"slot": 2**63}, "slot"),
-        ({"height": 65_537}, "height"),
-        ({"status": "fine"}, "status"),
-        ({"pixel_format": "Mono16"}, "pixel_format"),
-        ({"ring": "../../etc/passwd"}, "ring"),
-        ({"ring": ".."}, "ring"),
-        ({"ring": "a/b"}, "ring"),
-        ({"origin": "ä" * 200}, "origin"),
-        ({"host": ""}, "host"),
-        ({"colour": "red"}, "colour"),
-        ({"id": {"line": "a", "camera": "b", "epoch": 1}}, "id.sequence"),
-        ({"id": {"line": "a b", "camera": "b", "epoch": 1, "sequence": 2}}, "id.line"),
+        ("slot", -1, "slot: "),
+        ("slot", 1.0, "slot: "),
+        ("slot", "1", "slot: "),
+        ("slot", True, "slot: "),
+        ("slot", 2**63, "slot: "),
+        ("height", 65_537, "height: "),
+        ("status", "fine", "status: "),
+        ("pixel_format", "Mono16", "pixel_format: "),
+        ("ring", "../../etc/passwd", "ring: "),
+        ("ring", "..", "ring: "),
+        ("ring", "a/b", "ring: "),
+        ("origin", "ä" * 200, "origin: "),
+        ("host", "", "host: "),
+        ("host", "a\x00b", "host: "),
+        ("id", ["a", "b", 1], "id: .*at least length 4"),
+        ("id", ["a", "b", 1, 2, 3], "id: .*at most length 4"),
+        ("id", ["a b", "b", 1, 2], "id: line: "),
+        ("id", ["a", "b", -1, 2], "id.epoch: "),
     ],
 )
-def test_a_bad_field_is_named(change: dict[str, object], field: str) -> None:
-    with pytest.raises(MessageError, match=rf"bad frame message: {field}"):
-        decode(msgpack.packb([1, "frame", body_of(SAMPLE) | change]))
+def test_a_bad_field_is_named(field: str, value: object, told: str) -> None:
+    with pytest.raises(MessageError, match=rf"bad frame message: {told}"):
+        decode(with_field(SAMPLE, field, value))
+
+
+def test_a_bad_region_is_named() -> None:
+    score = Score(frame=SAMPLE, status=ScoreStatus.OK, bundle="b", engine="e", regions=[region()] * 2, infer_ns=1)
+    for changed, told in ((float("nan"), "regions.1: score: nan"), ("1", "regions.1.score: Expected `float`")):
+        wire = msgpack.unpackb(encode(score))
+        wire[2][Score.__struct_fields__.index("regions")][1][1] = changed
+        with pytest.raises(MessageError, match=f"bad score message: {told}"):
+            decode(msgpack.packb(wire))
+
+
+def test_surplus_fields_are_refused() -> None:
+    with pytest.raises(MessageError, match=r"bad frame message: .*at most length"):
+        decode(msgpack.packb([VERSION, "frame", [*body_of(SAMPLE), None]]))
 
 
 def test_another_version_is_named() -> None:
-    with pytest.raises(MessageError, match="version 2: this process speaks version 1"):
-        decode(msgpack.packb([2, "frame", body_of(SAMPLE)]))
+    with pytest.raises(MessageError, match="version 1: this process speaks version 2"):
+        decode(msgpack.packb([1, "frame", body_of(SAMPLE)]))
     with pytest.raises(MessageError, match="version"):
         decode(msgpack.packb([True, "frame", body_of(SAMPLE)]))
 
@@ -314,11 +339,11 @@ def test_percent_of_limit() -> None:
 
 
 def test_a_region_must_be_consistent() -> None:
-    with pytest.raises(ValidationError, match="do not make 2 x 3"):
+    with pytest.raises(ValueError, match="do not make 2 x 3"):
         region(patches=bytes(20))
-    with pytest.raises(ValidationError, match="must be above the floor"):
+    with pytest.raises(ValueError, match="must be above the floor"):
         region(limit=1.0)
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValueError, match="not a finite number"):
         region(score=float("nan"))
 
 
@@ -335,7 +360,7 @@ def test_the_largest_score_fits_and_a_larger_one_is_refused() -> None:
 @given(st.text(st.characters(), max_size=2000))
 def test_any_path_becomes_an_origin(path: str) -> None:
     text = messages.origin(path)
-    frame = SAMPLE.model_copy(update={"origin": text})
+    frame = msgspec.structs.replace(SAMPLE, origin=text)
     assert decode(encode(frame)) == frame
     if len(path.encode("utf-8", "replace")) <= 255 and max(path, default="") < "\ud800":
         assert text == path

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.messages import FrameId, FrameRef, FrameStatus, RegionScore, Score, ScoreStatus, Verdict
+from edge.messages import Decision, FrameId, FrameRef, FrameStatus, RegionScore, Score, ScoreStatus, Verdict
 from pipelines.images import PixelFormat
 
 MakeFrame = Callable[..., FrameRef]
@@ -71,7 +71,7 @@ def make_verdict() -> MakeVerdict:
         values: dict[str, Any] = {
             "id": FrameId(line="press", camera=camera, epoch=epoch, sequence=sequence),
             "part": sequence + 1,
-            "decision": decision,
+            "decision": Decision(decision),
             "reason": "" if judged else "no score before the deadline",
             "percent": {"pass": 40.0, "reject": 140.0}.get(decision),
             "score": {"pass": 0.4, "reject": 1.4}.get(decision),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -354,7 +355,7 @@ def test_hostile_and_foreign_messages_are_counted(make_rig: MakeRig) -> None:
     whole = encode(frame)
     for size in range(0, len(whole), 7):
         rig.outbox.send(whole[:size])
-    rig.outbox.send(encode(frame.model_copy(update={"id": FrameId(line="mill", camera="top", epoch=1, sequence=0)})))
+    rig.outbox.send(encode(msgspec.structs.replace(frame, id=FrameId(line="mill", camera="top", epoch=1, sequence=0))))
     rig.outbox.send(encode(Health(line="press", process="x", pid=1, state="", uptime_s=0, counters={}, gauges={})))
     rig.score(frame, 0.5)
     assert rig.await_verdicts(1)[0].decision is Decision.PASS

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
@@ -335,8 +336,9 @@ def test_any_size_of_frame(make_verdict: Any, shape: tuple[int, int]) -> None:
 
 
 def test_patches_that_do_not_fit_are_not_drawn() -> None:
-    values = {"name": "x", "score": 1.0, "limit": 1.0, "floor": 0.0, "height": 2, "width": 2, "patches": b"123"}
-    assert patch_percent(RegionScore.model_construct(None, **values)) is None
+    region = RegionScore(name="x", score=1.0, limit=1.0, floor=0.0, height=2, width=2, patches=bytes(16))
+    msgspec.structs.force_setattr(region, "patches", b"123")
+    assert patch_percent(region) is None
 
 
 @pytest.mark.parametrize("pixel_format", [value for value in PixelFormat if value.is_bayer])

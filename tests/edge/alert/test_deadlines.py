@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -69,8 +70,10 @@ def test_worst_region_decides(make_frame: Any, make_score: Any) -> None:
 @pytest.mark.parametrize(("limit", "floor"), [(1.0, 1.0), (0.5, 1.0)])
 def test_senseless_limits_are_never_a_pass(make_frame: Any, make_score: Any, limit: float, floor: float) -> None:
     """The wire refuses such a score; should one get here all the same, it judges nothing."""
-    values = {"name": "part", "score": 0.0, "limit": limit, "floor": floor, "height": 0, "width": 0, "patches": b""}
-    score = make_score(make_frame()).model_copy(update={"regions": [RegionScore.model_construct(None, **values)]})
+    region = RegionScore(name="part", score=0.0, limit=2.0, floor=0.0, height=0, width=0, patches=b"")
+    msgspec.structs.force_setattr(region, "limit", limit)
+    msgspec.structs.force_setattr(region, "floor", floor)
+    score = make_score(make_frame(), regions=[region])
     (decided,) = table().score(score, 1)
     assert decided.verdict.decision is Decision.UNJUDGED
     (decided,) = table().score(make_score(make_frame(), regions=[]), 1)

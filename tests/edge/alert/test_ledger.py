@@ -134,11 +134,11 @@ import sys
 from pathlib import Path
 from edge.alert.ledger import Ledger
 from edge.alert.ledger_schema import Entry
-from edge.messages import FrameId, Verdict
+from edge.messages import Decision, FrameId, Verdict
 ledger = Ledger.open(Path(sys.argv[1]), "press")
 for i in range(10**9):
     ledger.write([Entry(Verdict(id=FrameId(line="press", camera="top", epoch=1, sequence=5 * i + k), part=i,
-        decision="pass", reason="", percent=1.0, score=1.0, limit=1.0, region="part", bundle="b", engine="e",
+        decision=Decision.PASS, reason="", percent=1.0, score=1.0, limit=1.0, region="part", bundle="b", engine="e",
         latency_ns=1, infer_ns=1, decided_at_ns=1)) for k in range(5)])
     print(5 * i + 4, flush=True)
 """

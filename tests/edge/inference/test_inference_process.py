@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -255,7 +256,7 @@ def test_pixels_that_came_by_network(make_rig: MakeRig, make_frame: Any) -> None
     assert score.regions[0].score == 77.0
     rig.send(far, pixels=pixels[:-1])
     assert rig.scores(1)[0].status is ScoreStatus.REFUSED
-    rig.send(far.model_copy(update={"age_ns": 600 * MS}), pixels=pixels)
+    rig.send(msgspec.structs.replace(far, age_ns=600 * MS), pixels=pixels)
     assert rig.scores(1)[0].status is ScoreStatus.LATE
 
 
