@@ -39,6 +39,7 @@ from rich.table import Table
 
 from edge.errors import RingMissing, TornFrame
 from edge.frames import RingReader, RingWriter, remove_ring, ring_path, slots_needed
+from edge.line import STREAMING_COPIES
 from edge.messages import (
     FrameId,
     FrameRef,
@@ -57,9 +58,6 @@ from pipelines.images import PixelFormat
 LINE, CAMERA = "benchmark", f"transport-{os.getpid()}"
 DISTINCT = 8  # frames that capture copies from, so that the copies come from memory as a camera's would
 HEIGHT, WIDTH = 2048, 2448  # 5 MP Mono8
-# Copies of 256 KiB and more go past the caches, as on a line. By default glibc streams only what exceeds most of the
-# last cache; on servers, where that is large, it reads every line of the slot before overwriting it: half as fast.
-STREAMING = "glibc.cpu.x86_non_temporal_threshold=0x40000"
 
 
 @dataclass(frozen=True)
@@ -267,7 +265,7 @@ class Actor:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "GLIBC_TUNABLES": STREAMING if role == "capture" else ""},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(dict([STREAMING_COPIES]) if role == "capture" else {})},
         )
 
     def expect(self, text: str) -> None:

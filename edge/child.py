@@ -80,6 +80,7 @@ class Child:
         """Starts the process. Raises OSError where the system has no room for one."""
         role = self.spec.role
         variables = {
+            **dict(role.environment),
             **environment,
             "NOTIFY_SOCKET": str(notify),
             "WATCHDOG_USEC": str(int(role.watchdog_s * 1e6)),

@@ -181,6 +181,7 @@ def _service(row: Role, executable: Path, systemd_version: int) -> str:
         "StandardError=journal",
         f"SyslogIdentifier=edge-{row.name}",
         "Environment=EDGE_LOG__FORMAT=json PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1",
+        *(f"Environment={name}={value}" for name, value in row.environment),
         "",
         f"CPUWeight={row.cpu_weight}",
         f"MemoryMax={row.memory_mib}M",

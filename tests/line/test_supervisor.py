@@ -158,6 +158,15 @@ def test_starts_each_group_after_the_one_before_is_ready_and_stops_the_other_way
     assert outcome.restarts == {"capture-a": 0, "capture-b": 0, "infer": 0, "alert": 0}
 
 
+def test_variables_of_the_table_give_way_to_those_that_are_set(bench, monkeypatch):
+    monkeypatch.setenv("EDGE_TEST_SET", "by the user")
+    told = "note('got ' + os.environ['EDGE_TEST_SET'] + ', ' + os.environ['EDGE_TEST_UNSET']);"
+    variables = (("EDGE_TEST_SET", "by the table"), ("EDGE_TEST_UNSET", "by the table"))
+    bench.add("alert", 0, told + SERVE, environment=variables)
+    bench.run(turn=stop_once(lambda bench, children: "alert ready" in bench.said))
+    assert "alert got by the user, by the table" in bench.said
+
+
 def test_failure_before_the_line_is_up_stops_it_and_quotes_the_last_words(bench):
     bench.add("alert", 0, SERVE)
     bench.add("infer", 1, "print('error: bundle.json: no such file', file=sys.stderr); sys.exit(1)")

@@ -78,6 +78,7 @@ def test_units_say_what_the_table_says(name):
     assert unit["CPUWeight"] == [str(row.cpu_weight)]
     assert unit["OOMScoreAdjust"] == [str(row.oom_score)]
     assert ("ExecReload" in unit) == row.reloads
+    assert {f"{name}={value}" for name, value in row.environment} <= set(unit["Environment"])
     assert unit["ExecStart"][0].startswith(f"{EXECUTABLE} {name} ")
 
 
