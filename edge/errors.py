@@ -11,6 +11,7 @@ InspectError
 ├── TransportError            a socket that cannot be bound or a path that is too long
 ├── LineInUse                 another live process of this line plays the same part
 ├── SourceError               a camera, folder or file that cannot be opened or read
+│   └── SourceAway            a camera that is not there now, or is another's: it may come by itself
 ├── LedgerError               the verdict ledger cannot be opened, read or written
 ├── PlcError                  a PLC that cannot be reached, or refuses
 │   └── PlcTimeout            a PLC that did not answer in time
@@ -58,6 +59,10 @@ class LineInUse(InspectError):
 
 class SourceError(InspectError):
     """A camera, folder or file cannot be opened or read."""
+
+
+class SourceAway(SourceError):
+    """A camera is not there now, or another program has it: worth another attempt later."""
 
 
 class LedgerError(InspectError):
