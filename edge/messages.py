@@ -238,6 +238,17 @@ class Verdict(_Wire, frozen=True):
             _short("origin", self.origin)
 
 
+class Ruling(_Wire, frozen=True):
+    """Alert tells the PLC's process of a verdict that stands in the ledger: all that a reject needs, and no more."""
+
+    id: FrameId
+    part: Count
+    decision: Decision
+    trigger_ns: Nanoseconds  # CLOCK_MONOTONIC of this host: both processes run on it
+    deadline_ns: Nanoseconds  # from trigger to the latest moment for the verdict
+    encoder: Integer | None = None  # belt encoder count of the frame
+
+
 class Health(_Wire, frozen=True):
     """What a process tells about itself once a second."""
 
@@ -255,11 +266,12 @@ class Health(_Wire, frozen=True):
         _finite(**self.gauges)
 
 
-Message = FrameRef | Score | Verdict | Health
-_KINDS: dict[str, type[FrameRef] | type[Score] | type[Verdict] | type[Health]] = {
+Message = FrameRef | Score | Verdict | Ruling | Health
+_KINDS: dict[str, type[FrameRef] | type[Score] | type[Verdict] | type[Ruling] | type[Health]] = {
     "frame": FrameRef,
     "score": Score,
     "verdict": Verdict,
+    "ruling": Ruling,
     "health": Health,
 }
 _NAMES = {model: kind for kind, model in _KINDS.items()}

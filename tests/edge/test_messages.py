@@ -26,6 +26,7 @@ from edge.messages import (
     Health,
     Message,
     RegionScore,
+    Ruling,
     Score,
     ScoreStatus,
     Verdict,
@@ -107,6 +108,15 @@ verdicts = st.builds(
     encoder=encoders,
     origin=origins,
 )
+rulings = st.builds(
+    Ruling,
+    id=frame_ids,
+    part=counts,
+    decision=st.sampled_from(Decision),
+    trigger_ns=counts,
+    deadline_ns=counts,
+    encoder=encoders,
+)
 healths = st.builds(
     Health,
     line=names,
@@ -118,7 +128,7 @@ healths = st.builds(
     gauges=st.dictionaries(names, numbers, max_size=5),
     last_fault=texts,
 )
-any_message = frames | scores | verdicts | healths
+any_message = frames | scores | verdicts | rulings | healths
 SAMPLE = FrameRef(
     id=FrameId(line="press", camera="top", epoch=1_795_369_955_536, sequence=12_345),
     part=12_345,
