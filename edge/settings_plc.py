@@ -7,11 +7,28 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from edge.settings_plc_adapters import ModbusAdapterSettings, PluginAdapter, SimulatedAdapterSettings
+from edge.settings_plc_protocols import (
+    EthernetIpAdapterSettings,
+    GpioAdapterSettings,
+    MqttAdapterSettings,
+    OpcuaAdapterSettings,
+    S7AdapterSettings,
+    SparkplugAdapterSettings,
+)
 from edge.settings_reject import EjectSettings
 from edge.settings_sources import Section
 
 AdapterSettings = Annotated[
-    SimulatedAdapterSettings | ModbusAdapterSettings | PluginAdapter, Field(discriminator="type")
+    SimulatedAdapterSettings
+    | ModbusAdapterSettings
+    | OpcuaAdapterSettings
+    | S7AdapterSettings
+    | EthernetIpAdapterSettings
+    | MqttAdapterSettings
+    | SparkplugAdapterSettings
+    | GpioAdapterSettings
+    | PluginAdapter,
+    Field(discriminator="type"),
 ]
 
 

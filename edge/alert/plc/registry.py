@@ -25,6 +25,12 @@ GROUP = "edge_inspect.plc"
 ADAPTERS: dict[str, tuple[str, str]] = {
     "simulated": ("edge.alert.plc.simulated:SimulatedAdapter", ""),
     "modbus": ("edge.alert.plc.modbus:ModbusAdapter", "modbus"),
+    "opcua": ("edge.alert.plc.opcua:OpcuaAdapter", "opcua"),
+    "s7": ("edge.alert.plc.s7:S7Adapter", "s7"),
+    "ethernetip": ("edge.alert.plc.ethernetip:EthernetIpAdapter", "ethernetip"),
+    "mqtt": ("edge.alert.plc.mqtt:MqttAdapter", "mqtt"),
+    "sparkplug": ("edge.alert.plc.sparkplug:SparkplugAdapter", "mqtt"),
+    "gpio": ("edge.alert.plc.gpio:GpioAdapter", "gpio"),
 }
 """`module:class` and the extra that brings its library ("" where none is needed)."""
 
