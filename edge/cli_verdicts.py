@@ -1,4 +1,4 @@
-"""`edge verdicts LINE`: reads the ledger, also while the line runs."""
+"""`edge verdicts`: reads the ledger, also while the line runs, and takes down what people say of parts."""
 
 from __future__ import annotations
 
@@ -14,30 +14,44 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from edge.alert.history import History, Query
 from edge.alert.ledger_schema import ArchiveState, Entry
+from edge.cli_reviews import confirm, reviews
 from edge.errors import LedgerError
 from edge.messages import Decision
 from edge.moments import TIME_HELP, iso, parse_moment
 
+
+class _ShowByDefault(typer.core.TyperGroup):
+    """`edge verdicts LINE` is `edge verdicts show LINE`. A line called like a command is reached by its path."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts `show` in front where no command is named."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
-    invoke_without_command=True,
+    cls=_ShowByDefault,
     no_args_is_help=True,
     rich_markup_mode=None,
-    context_settings={"allow_interspersed_args": True},
-    help="Read the ledger: filters, JSON, CSV.",
+    help="Read the ledger, and say what parts really were. `edge verdicts LINE` is `edge verdicts show LINE`.",
 )
+app.command("confirm")(confirm)
+app.command("reviews")(reviews)
 
 TABLE_ROWS = 20
 FOLLOW_S = 0.25
 _STYLE = {Decision.PASS: "green", Decision.REJECT: "bold red", Decision.UNJUDGED: "yellow"}
 
 
-@app.callback()
+@app.command("show")
 def verdicts(
     line: Annotated[str, typer.Argument(metavar="LINE", help="Settings file, or name of an installed line.")],
     decision: Annotated[

@@ -1,29 +1,24 @@
 """A line's own archive as a labelled set: its ledger read only, with labels that operators have given.
 
 The line's verdicts are no labels: a set labelled by them would only show that a bundle agrees with itself. Labels are
-taken from what people said of archived parts, either
-
-* in the ledger's table `reviews (camera, epoch, sequence, truth, kind)`, truth `good` or `defect`, kind NULL or a
-  name; where a part was reviewed twice, the later row counts; or
-* in `labels.csv` beside the ledger, with the columns camera, epoch, sequence, label, where the label is `good` or
-  names the defect. It overrides the ledger.
+what people said of archived parts (`edge verdicts confirm`), in the ledger's table `reviews (camera, epoch, sequence,
+truth, kind, ...)`: truth `good` or `defect`, kind NULL or a name. Of several rows on one part the last one counts.
 
 Each camera becomes a class, all of it for the test. Only parts whose frame the archive still holds are taken.
 """
 
 from __future__ import annotations
 
-import csv
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
 from calibration.errors import DataError
-from calibration.sets.model import GOOD, GOOD_NAMES, ClassSet, Dataset, Item
+from calibration.sets.model import GOOD, ClassSet, Dataset, Item
 
-LEDGER, ARCHIVE, LABELS = "ledger.sqlite", "archive", "labels.csv"
-_APPLICATION, _SCHEMA = 0x45444745, 1  # as the line writes them, see edge/alert/ledger_schema.py
+LEDGER, ARCHIVE = "ledger.sqlite", "archive"
+_APPLICATION, _SCHEMAS = 0x45444745, (1, 2)  # as the line writes them, see edge/alert/ledger_schema.py
 _Identity = tuple[str, int, int]
 
 
@@ -36,7 +31,6 @@ def read_line(path: Path) -> Dataset | None:
     if not ledger.is_file():
         return None
     frames, truth = _read(ledger)
-    truth.update(_labels(ledger.with_name(LABELS)))
     archive = ledger.parent / ARCHIVE
     items: dict[str, list[Item]] = {}
     gone = 0
@@ -50,9 +44,9 @@ def read_line(path: Path) -> Dataset | None:
             items.setdefault(identity[0], []).append(Item(file, kind))
     if not items:
         raise DataError(
-            f"{ledger}: {len(frames)} archived frames, {len(truth)} labels by operators, and none that has both; the "
-            f"line's own verdicts are no labels. Review parts on the line, or write {ledger.with_name(LABELS)} with "
-            "the columns camera, epoch, sequence, label (good, or the name of the defect)"
+            f"{ledger}: {len(frames)} archived frames below {archive}, {len(truth)} parts labelled by people, and none "
+            "that is both; the line's own verdicts are no labels. Say what parts really were with `edge verdicts "
+            "confirm LINE PART --truth good|defect`, or many at once with --csv FILE"
         )
     notes = [f"labels by operators of {sum(map(len, items.values()))} of {len(frames)} archived frames"]
     if gone:
@@ -68,8 +62,11 @@ def _read(ledger: Path) -> tuple[dict[_Identity, str], dict[_Identity, str]]:
         with closing(sqlite3.connect(f"file:{quote(str(ledger.resolve()))}?mode=ro", uri=True, timeout=10)) as db:
             (application,) = db.execute("PRAGMA application_id").fetchone()
             (schema,) = db.execute("PRAGMA user_version").fetchone()
-            if (application, schema) != (_APPLICATION, _SCHEMA):
-                raise DataError(f"{ledger}: this is no ledger of a line with schema {_SCHEMA} (it has {schema})")
+            if application != _APPLICATION or schema not in _SCHEMAS:
+                raise DataError(
+                    f"{ledger}: this is no ledger of a line that this version reads (it has schema {schema}, not "
+                    f"{' or '.join(map(str, _SCHEMAS))})"
+                )
             frames = {
                 (str(camera), int(epoch), int(sequence)): str(path)
                 for camera, epoch, sequence, path in db.execute(
@@ -87,23 +84,3 @@ def _read(ledger: Path) -> tuple[dict[_Identity, str], dict[_Identity, str]]:
         for camera, epoch, sequence, said, kind in reviews
     }
     return frames, truth
-
-
-def _labels(file: Path) -> dict[_Identity, str]:
-    if not file.is_file():
-        return {}
-    found: dict[_Identity, str] = {}
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            for line, row in enumerate(csv.DictReader(text), start=2):
-                try:
-                    identity = (row["camera"], int(row["epoch"]), int(row["sequence"]))
-                    label = row["label"].strip()
-                except (KeyError, ValueError, AttributeError, TypeError) as error:
-                    raise DataError(f"{file}:{line}: needs camera, epoch, sequence (numbers) and label") from error
-                if not label:
-                    raise DataError(f"{file}:{line}: the label is empty; write good, or the name of the defect")
-                found[identity] = GOOD if label.lower() in GOOD_NAMES else label
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
-    return found

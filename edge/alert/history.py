@@ -57,6 +57,25 @@ class History:
         """Rows that match, oldest first: with `after_row`, what has been added since. Raises `LedgerError`."""
         return self._select(query, "ASC")
 
+    def entry(self, camera: str, epoch: int, sequence: int) -> Entry | None:
+        """The row of one part. Raises `LedgerError`."""
+        try:
+            row = self._connection.execute(
+                f"SELECT row, {COLUMNS} FROM verdicts WHERE camera = ? AND epoch = ? AND sequence = ?",  # noqa: S608
+                (camera, epoch, sequence),
+            ).fetchone()
+        except (sqlite3.Error, OverflowError) as error:
+            raise LedgerError(f"{self.path}: the ledger cannot be read: {error}") from error
+        return None if row is None else from_row(row, self.line)
+
+    def select_reviews(self, statement: str) -> Iterator[tuple[Any, ...]]:
+        """Rows of a SELECT on `reviews`; none in a ledger older than reviews. Raises `LedgerError`."""
+        try:
+            if self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'reviews'").fetchone():
+                yield from self._connection.execute(statement)
+        except sqlite3.Error as error:
+            raise LedgerError(f"{self.path}: the ledger cannot be read: {error}") from error
+
     def last_row(self) -> int:
         """The number of the newest row, 0 where there is none. Raises `LedgerError`."""
         try:

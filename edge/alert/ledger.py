@@ -25,10 +25,13 @@ from edge.alert.ledger_schema import (
     COLUMNS,
     CREATE,
     INSERT,
+    INSERT_REVIEW,
+    REVIEW_COLUMNS,
     ArchiveState,
     Entry,
     check_version,
     is_damage,
+    migrate,
     to_row,
 )
 from edge.errors import LedgerError
@@ -180,6 +183,7 @@ class Ledger:
             if self._is_empty():
                 self._create(0 if continues else time.time_ns())
             check_version(self._connection, self.path, self.line)
+            migrate(self._connection)
             (begun,) = self._connection.execute("SELECT value FROM about WHERE key = 'begun_ns'").fetchone()
             self.begun_ns = int(begun)
             if crashed and _size(self.path) <= CHECK_AT_ONCE_BYTES:
@@ -223,14 +227,16 @@ class Ledger:
         self.damaged.clear()
 
     def _salvage(self, aside: Path) -> int:
-        """Copies the newest rows that still read from a damaged file, newest first."""
+        """Copies what still reads from a damaged file: the newest rows, newest first, and what people said of parts."""
         saved = 0
         with contextlib.suppress(sqlite3.Error, ValueError), contextlib.closing(connect(aside)) as damaged:
+            self._connection.execute("BEGIN IMMEDIATE")
+            with contextlib.suppress(sqlite3.Error):  # fewer and dearer than verdicts: an operator's work
+                for row in damaged.execute(f"SELECT {REVIEW_COLUMNS} FROM reviews ORDER BY row"):  # noqa: S608
+                    self._connection.execute(INSERT_REVIEW, row)
             for row in damaged.execute(
                 f"SELECT {COLUMNS} FROM verdicts ORDER BY row DESC LIMIT {SALVAGED_ROWS}"  # noqa: S608
             ):
-                if saved == 0:
-                    self._connection.execute("BEGIN IMMEDIATE")
                 saved += self._connection.execute(INSERT, row).rowcount
         if self._connection.in_transaction:
             self._connection.execute("COMMIT")

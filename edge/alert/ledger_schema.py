@@ -1,8 +1,12 @@
-"""The ledger's table: one row per part, and how a row becomes a verdict.
+"""The ledger's tables: one row per part, and what people said of parts.
 
-SQLite, WAL. `row` grows in the order of commits. A row is never changed, but for where its archived frame is.
-Percent, score, limit and region are those of the worst region; `regions` holds all of them as JSON:
+SQLite, WAL. In `verdicts`, `row` grows in the order of commits. A row is never changed, but for where its archived
+frame is. Percent, score, limit and region are those of the worst region; `regions` holds all of them as JSON:
 `[{"name", "score", "limit", "floor", "percent"}, ...]`.
+
+In `reviews` (`edge.alert.reviews`) the newest row of a part counts, and none is ever changed.
+
+Schema 1 had no `reviews`; `migrate` brings such a ledger up to date in place.
 """
 
 from __future__ import annotations
@@ -18,8 +22,24 @@ from typing import Any
 from edge.errors import LedgerError
 from edge.messages import Decision, FrameId, RegionScore, Verdict
 
-SCHEMA = 1
+SCHEMA = 2
+OLDEST = 1  # schema that is still read, and brought up to date by whoever opens the ledger for writing
 APPLICATION = 0x45444745  # "EDGE": tells our files from other people's SQLite databases
+
+CREATE_REVIEWS = """
+CREATE TABLE reviews (
+    row            INTEGER PRIMARY KEY,
+    camera         TEXT NOT NULL,
+    epoch          INTEGER NOT NULL,
+    sequence       INTEGER NOT NULL,
+    truth          TEXT NOT NULL CHECK (truth IN ('good', 'defect')),
+    kind           TEXT,
+    reviewer       TEXT NOT NULL,
+    reviewed_at_ns INTEGER NOT NULL,
+    note           TEXT NOT NULL
+) STRICT;
+CREATE INDEX reviews_by_part ON reviews (camera, epoch, sequence, row);
+"""
 
 CREATE = f"""
 PRAGMA application_id = {APPLICATION};
@@ -54,13 +74,15 @@ CREATE INDEX verdicts_by_time ON verdicts (decided_at_ns);
 CREATE INDEX verdicts_by_part ON verdicts (part);
 CREATE INDEX verdicts_faulty ON verdicts (decision, row) WHERE decision <> 'pass';
 CREATE INDEX verdicts_queued ON verdicts (row) WHERE archive_state = 'queued';
-"""
+{CREATE_REVIEWS}"""
 
 COLUMNS = (
     "camera, epoch, sequence, part, decision, reason, percent, score, limit_, region, bundle, engine, latency_ns, "
     "infer_ns, decided_at_ns, camera_frame, encoder, origin, regions, archive_state, archive_path"
 )
 INSERT = f"INSERT INTO verdicts ({COLUMNS}) VALUES ({', '.join('?' * 21)}) ON CONFLICT DO NOTHING"  # noqa: S608
+REVIEW_COLUMNS = "camera, epoch, sequence, truth, kind, reviewer, reviewed_at_ns, note"
+INSERT_REVIEW = f"INSERT INTO reviews ({REVIEW_COLUMNS}) VALUES ({', '.join('?' * 8)})"  # noqa: S608
 
 
 class ArchiveState(str, Enum):
@@ -149,14 +171,14 @@ def from_row(row: Sequence[Any], line: str) -> Entry:
 
 
 def check_version(connection: sqlite3.Connection, path: Path, line: str | None) -> str:
-    """The line whose ledger this is. Raises `LedgerError` for another program's, schema's or line's file."""
+    """The line whose ledger this is. Raises `LedgerError` for another program's or line's file, or a newer schema."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (schema,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION:
         raise LedgerError(f"{path}: this is an SQLite database of another program; name another folder for the ledger")
-    if schema != SCHEMA:
+    if not OLDEST <= schema <= SCHEMA:
         raise LedgerError(
-            f"{path}: the ledger has schema {schema}, this program writes schema {SCHEMA}; "
+            f"{path}: the ledger has schema {schema}, this program reads schemas {OLDEST} to {SCHEMA}; "
             "install the version that wrote it, or move the file aside to begin a new ledger"
         )
     (owner,) = connection.execute("SELECT value FROM about WHERE key = 'line'").fetchone() or ("",)
@@ -165,6 +187,30 @@ def check_version(connection: sqlite3.Connection, path: Path, line: str | None) 
             f"{path}: this is the ledger of line {owner!r}, not of {line!r}; give each line its own data_dir"
         )
     return str(owner)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Brings the ledger up to this program's schema: in one transaction, whoever else has it open.
+
+    Raises `sqlite3.Error`, and changes nothing then.
+    """
+    if _schema(connection) == SCHEMA:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if _schema(connection) < SCHEMA:  # nobody was faster
+            for statement in CREATE_REVIEWS.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        connection.execute("COMMIT")
+    except sqlite3.Error:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _schema(connection: sqlite3.Connection) -> int:
+    (schema,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(schema)
 
 
 def is_damage(error: sqlite3.Error) -> bool:

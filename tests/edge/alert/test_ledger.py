@@ -248,7 +248,7 @@ def test_other_peoples_files_are_refused(path: Path, tmp_path: Path) -> None:
     connection.execute("PRAGMA user_version = 7")
     connection.close()
     for opening in (lambda: Ledger.open(path, "press"), lambda: History(path)):
-        with pytest.raises(LedgerError, match="schema 7, this program writes schema 1"):
+        with pytest.raises(LedgerError, match="schema 7, this program reads schemas 1 to 2"):
             opening()
     other = tmp_path / "other.sqlite"
     connection = sqlite3.connect(other)
