@@ -319,6 +319,7 @@ class RingWriter:
             return
         if unlink and same_file(self._fd, self.path):
             self.path.unlink(missing_ok=True)
+        self._map.header[PID] = 0
         # Explicitly: the mapping holds a duplicate of the descriptor for as long as anybody holds a slot's buffer.
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
@@ -377,8 +378,13 @@ class RingReader:
 
     @property
     def writer_pid(self) -> int:
-        """Process id of the present or last writer."""
+        """Process id of the writer, present or killed; 0 where the last one closed the ring."""
         return int(self._map.header[PID])
+
+    @property
+    def writer_lives(self) -> bool:
+        """Whether the writer is running. (Asking for its lock instead might take that from a newcomer.)"""
+        return self.writer_pid > 0 and Path(f"/proc/{self.writer_pid}").exists()
 
     def intact(self, slot: int, generation: int) -> bool:
         """Whether the slot still holds the frame of that generation. Ask after the pixels were used."""

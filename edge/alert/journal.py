@@ -54,6 +54,11 @@ class Journals:
         """Each camera that has a ring, and the epoch of its present (or last) writer."""
         return [(camera, reader.epoch) for camera, (reader, _) in self._places.items() if reader is not None]
 
+    def present_epochs(self) -> list[int]:
+        """Epochs of the captures that are running."""
+        readers = [reader for reader, _ in self._places.values() if reader is not None]
+        return [reader.epoch for reader in readers if reader.writer_lives]
+
     def take(self, known: Callable[[FrameId], bool], most: int = MOST_PER_TURN) -> list[FrameRef]:
         """Announcements that are not `known`, of the next `most` entries that wait."""
         found: list[FrameRef] = []

@@ -169,11 +169,20 @@ class AlertProcess(Process):
                 written = ledger.sequences(camera, epoch, MAX_GAP)
                 first = min(written) if len(written) == MAX_GAP else 0
                 self._decided += self._parts.begin(camera, epoch, written, now, first)
+        self._journals.read()
+        if not any(ledger.epochs(camera) for camera in self._limits):
+            # A capture that is running came before the first ledger of this line: all of its parts belong here.
+            self._parts.begun_ms = min([self._parts.begun_ms, *self._journals.present_epochs()])
         found = self._announce_all()
         for camera, epoch in self._journals.epochs():
             self._parts.pass_over(camera, epoch, 0)  # nothing: whatever comes in this epoch is for this ledger
         if found:
             self.log.info("took up parts without verdict", parts=found)
+        if self.counters["older_parts"]:
+            self.log.warning(
+                "parts in shared memory were over before this ledger was begun; an earlier ledger has their verdicts",
+                parts=self.counters["older_parts"],
+            )
         self._decided += self._parts.expire(now_ns())
         self._commit(now_ns())
 
@@ -191,6 +200,7 @@ class AlertProcess(Process):
         for frame in frames:
             if wall - (now - frame.trigger_ns) + frame.deadline_ns < begun_ns:
                 # It was over before this ledger was begun: another ledger's part.
+                self.counters["older_parts"] += 1
                 self._parts.pass_over(frame.id.camera, frame.id.epoch, frame.id.sequence + 1)
                 continue
             self._decided += self._parts.announce(frame, now)

@@ -90,6 +90,12 @@ class Rig:
         self.drain(0.05)
         return self.process.returncode, errors
 
+    def restart_capture(self) -> None:
+        """Another life of capture, which takes over the ring."""
+        self.ring.close()
+        self.ring = RingWriter.create(self.ring.path, slots=40, slot_bytes=64 * 48)
+        self.sequence = 0
+
     def trigger(self, pixels: bool = True, announce: bool = True, **changes: Any) -> FrameRef:
         """Capture's order: pixels, generation, journal, announcement."""
         slot = self.ring.acquire()
@@ -332,17 +338,31 @@ def test_parts_in_flight_get_verdicts_when_the_line_stops(make_rig: MakeRig) -> 
 
 
 def test_older_parts_are_not_the_business_of_a_new_ledger(make_rig: MakeRig) -> None:
-    """A ring that outlived its line: its old announcements belong to the ledger of that time."""
+    """A ring that outlived its line: its old announcements belong to the ledger of that time. They are counted."""
     rig = make_rig(1000)
     for i in range(30):
         rig.trigger(trigger_ns=now_ns() - 60_000 * MS + i * MS, announce=False)
+    rig.restart_capture()
     rig.start()
     rig.score(rig.trigger(), 0.5)
     (only,) = rig.await_verdicts(1)
-    assert only.id.sequence == 30
-    rig.await_health(lambda h: h.uptime_s > 1.5)
+    assert (only.id.epoch, only.id.sequence) == (rig.ring.epoch, 0)
+    rig.await_health(lambda h: h.uptime_s > 1.5 and h.counters["older_parts"] == 30)
     rig.end()
     assert len(rig.rows()) == 1
+
+
+def test_capture_that_came_before_the_first_ledger_loses_no_part(make_rig: MakeRig) -> None:
+    rig = make_rig(1000)
+    for _ in range(30):
+        rig.trigger(deadline_ns=MS, announce=False)
+    rig.start()
+    rig.score(rig.trigger(), 0.5)
+    verdicts = rig.await_verdicts(31)
+    assert [v.id.sequence for v in verdicts] == list(range(31))
+    assert {v.decision for v in verdicts[:30]} == {Decision.UNJUDGED}
+    assert verdicts[30].decision is Decision.PASS
+    rig.end()
 
 
 def test_hostile_and_foreign_messages_are_counted(make_rig: MakeRig) -> None:
