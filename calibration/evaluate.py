@@ -177,6 +177,7 @@ def evaluate_class(
         {
             "id": judge.bundle.id,
             "method": judge.bundle.manifest.method,
+            "input_size": list(judge.bundle.config.input_size),
             "limit": limit.model_dump(mode="json"),
             "provenance": judge.bundle.manifest.provenance,
         },

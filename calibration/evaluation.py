@@ -15,7 +15,7 @@ from pathlib import Path
 
 from calibration.evaluate import Fingerprint, Judge, Report, evaluate_class, limited
 from calibration.examples import Example, worst_examples
-from calibration.kept_encoder import open_with_kept_features
+from calibration.kept_encoder import KeptTorchEngine, open_with_kept_features
 from calibration.options import FitOptions
 from calibration.per_class import PerClass, fitted_bundles, with_split
 from calibration.results import ClassResult, Evaluation
@@ -88,6 +88,8 @@ def evaluate(dataset: Dataset, options: EvaluateOptions, report: Report, say: Sa
             bundle = Bundle.open(path)
             with _open(bundle, options, say) as engine:
                 judge = Judge(bundle, engine)
+                if isinstance(engine, KeptTorchEngine):
+                    notes.append(f"{one.name}: times are without the encoder, whose features were kept")
                 found = evaluate_class(
                     cut, judge, dataset.path, options.seed, report, fingerprint, options.map_size, train
                 )

@@ -225,9 +225,9 @@ def _latency(evaluation: Evaluation) -> str:
 
 def _made(evaluation: Evaluation) -> str:
     made: Mapping[str, Any] = evaluation.provenance
-    bundles: dict[str, list[str]] = {}
+    bundles: dict[str, list[ClassResult]] = {}
     for one in evaluation.classes:
-        bundles.setdefault(str(one.bundle["id"]), []).append(one.name)
+        bundles.setdefault(str(one.bundle["id"]), []).append(one)
     fits = [one.train for one in evaluation.classes if one.train is not None]
     values = [
         ("command", f"<code>{escape(str(made['command']))}</code>"),
@@ -240,9 +240,26 @@ def _made(evaluation: Evaluation) -> str:
         ("machine", escape(str(made["machine"]))),
         ("time", f"{made['seconds']:.0f} s in all"),
     ]
-    for digest, names in bundles.items():
-        values.append(("bundle", f"<code>{escape(digest)}</code> {escape(', '.join(names))}"))
+    for digest, ones in bundles.items():
+        names = ", ".join(one.name for one in ones)
+        values.append(("bundle", f"<code>{escape(digest)}</code> {escape(names)}{_bundle_made(ones[0].bundle)}"))
     return "<h2>How it was made</h2>" + facts(values)
+
+
+def _bundle_made(bundle: Mapping[str, Any]) -> str:
+    """What a bundle was made from, as far as it tells: encoder, input, training."""
+    told: Mapping[str, Any] = bundle.get("provenance", {})
+    lines = []
+    if "encoder" in told:
+        digest = told.get("encoder_id")
+        lines.append(f"encoder {told['encoder']}" + (f", content {digest[:16]}" if digest else ""))
+    if "input_size" in bundle:
+        height, width = bundle["input_size"]
+        lines.append(f"input {height} x {width} px (height x width)")
+    training: Mapping[str, Any] = told.get("training") or {}
+    if training:
+        lines.append("training: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in training.items()))
+    return "".join(f"<br>{escape(line)}" for line in lines)
 
 
 def _definitions() -> str:

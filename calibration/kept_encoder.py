@@ -90,11 +90,13 @@ def _save(file: Path, tensor: Tensor) -> None:
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as opened:
-            np.save(opened, tensor.contiguous().numpy(), allow_pickle=False)
-        part.replace(file)
+        try:
+            with part.open("wb") as opened:
+                np.save(opened, tensor.contiguous().numpy(), allow_pickle=False)
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise FitError(
             f"{file.parent}: the encoder's features cannot be kept here ({error.strerror or error}); make room, choose "
             "another --keep-features, or leave it out"

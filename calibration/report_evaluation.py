@@ -52,7 +52,8 @@ def _table(title: str, heads: Sequence[str]) -> Table:
     """A table that fits 80 columns: the first column text, the others numbers."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left")
     for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left", no_wrap=bool(number))
+        # Names of classes are often one long word: broken, rather than cut.
+        table.add_column(head, justify="right" if number else "left", no_wrap=bool(number), overflow="fold")
     return table
 
 
