@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.console import Console
@@ -21,6 +22,8 @@ from pipelines.images import PixelFormat
 
 if TYPE_CHECKING:
     from pipelines.engines import Progress as EngineProgress
+
+SLOW_S = 1.0  # a phase of a build that took so long is listed with its time
 
 app = typer.Typer(no_args_is_help=True, help="Show, verify, build and export bundles.")
 
@@ -86,16 +89,39 @@ def verify(bundle: BundlePath) -> None:
 def build(
     bundle: BundlePath,
     engine: Annotated[str, typer.Option(help=f"One of {', '.join(engines.ENGINES)}.")] = "openvino",
-    precision: Annotated[str, typer.Option(help="auto, or one the engine computes in (fp32, bf16, int8).")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto, or one the engine computes in (fp32, fp16, bf16, int8, fp8).")
+    ] = "auto",
+    batch: Annotated[
+        Optional[str],  # noqa: UP045 - typer evaluates this on Python 3.10 too
+        typer.Option(metavar="N|N:M", help="Frames per run of a GPU engine; by default 1:8."),
+    ] = None,
+    target: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="SM", help="Build for this kind of GPU instead (default, sm86, sm89, sm120 ...); may be repeated."
+        ),
+    ] = None,
     pixel_format: FormatOption = None,
     frame_size: SizeOption = None,
 ) -> None:
-    """Build an engine for this machine, prove it on the reference frames, and keep it."""
+    """Build an engine for this machine, prove it on the reference frames, and keep it.
+
+    With --target, build a TensorRT engine for another machine's GPU; it is proved there, when it is loaded.
+    """
     with _one_line_errors():
         opened = Bundle.open(bundle)
         frame = _frame(opened, pixel_format, frame_size)
-        options = engines.EngineOptions(precision=precision)
-        with _progress() as progress:
+        options = engines.EngineOptions(precision=precision, batch=batch)
+        if target:
+            if engine != "tensorrt":
+                raise InspectError(
+                    f"--target: engine {engine} is built on the machine that runs it; only tensorrt is not"
+                )
+            for name in target:
+                _build_ahead(opened, name, frame, options)
+            return
+        with _phases() as progress:
             prepared = engines.prepare(opened, engine, frame=frame, options=options, progress=progress)
         description = prepared.engine.description
         prepared.engine.close()
@@ -107,6 +133,26 @@ def build(
         typer.echo("needs no build: it runs the bundle as it is")
     else:
         typer.echo(f"{'built' if prepared.built else 'was built before'}: {prepared.folder}")
+
+
+def _build_ahead(bundle: Bundle, target: str, frame: FrameSpec | None, options: engines.EngineOptions) -> None:
+    from pipelines.engines.tensorrt_ahead import build_ahead
+
+    with _phases() as progress:
+        ahead = build_ahead(bundle, target, frame=frame, options=options, progress=progress)
+    if ahead.rehearsal is not None:
+        _console().print(ahead.rehearsal.table())
+    found = ahead.report
+    typer.echo(
+        f"engine tensorrt for {ahead.key.device}: {found['library']}, {ahead.key.precision}, batch {found['batch']}, "
+        f"{found['operators']} operators in one engine, {found['fused_attention']} fused attention kernels, "
+        f"{found['plan_bytes'] / 1e6:.1f} MB"
+    )
+    for warning in found["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"key {ahead.key.name}")
+    typer.echo(f"{'built' if ahead.built else 'was built before'}: {ahead.folder}")
+    typer.echo("not run here: the parity gate judges it on its own GPU, when it is loaded")
 
 
 @app.command()
@@ -151,6 +197,32 @@ def _one_line_errors() -> Iterator[None]:
     except InspectError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def _phases() -> Iterator[EngineProgress]:
+    """The bar, and a line with its time for every phase that took a while: a build may last for minutes."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("start", total=1.0)
+        phase, began = "", time.monotonic()
+
+        def done() -> None:
+            nonlocal began
+            took, began = time.monotonic() - began, time.monotonic()
+            if phase and took >= SLOW_S:
+                bar.console.print(f"{took:7.1f} s  {phase}", highlight=False)
+
+        def tell(what: str, share: float) -> None:
+            nonlocal phase
+            name = what.partition(":")[0]
+            if name != phase:
+                done()
+                phase = name
+            bar.update(task, description=what, completed=share)
+
+        yield tell
+        done()
 
 
 @contextmanager

@@ -92,7 +92,7 @@ class InferenceSettings(Section):
     """How frames are scored."""
 
     bundle: FilePath | None = Field(default=None, description="Bundle of all cameras that name none of their own.")
-    engines: list[Literal["openvino", "torch"]] = Field(
+    engines: list[Literal["openvino", "torch", "tensorrt", "torch_cuda"]] = Field(
         default=["openvino", "torch"], min_length=1, description="Engines in the order in which they are tried."
     )
     batch_max: int = Field(default=8, ge=1, le=64, description="Most frames scored at once.")
@@ -100,7 +100,7 @@ class InferenceSettings(Section):
         default=0.0, ge=0, le=1000, description="Milliseconds a frame waits for others to be scored with it."
     )
     threads: int = Field(default=0, ge=0, le=1024, description="Threads of the engine; 0 leaves it to the engine.")
-    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"] = Field(
         default="auto",
         description="Precision of the engine; auto takes the fastest that is sure to judge alike on this processor. "
         "int8 is faster on processors without AMX; an engine that cannot, or fails the parity gate, uses auto.",

@@ -44,6 +44,7 @@ class Tolerance:
 TOLERANCES = {
     "fp32": Tolerance(score=0.01, map=0.01),
     "fp16": Tolerance(score=0.03, map=0.03),
+    "fp8": Tolerance(score=0.06, map=0.06),
     "int8": Tolerance(score=0.06, map=0.06),
     "bf16": Tolerance(score=0.06, map=0.06),
 }

@@ -42,11 +42,13 @@ class EngineOptions:
     """What the user may choose.
 
     threads: CPU threads of one engine; None = all cores the process may use. precision: "auto", or one of the
-    engine's ("fp32", "bf16", "int8"); an engine refuses what it does not know.
+    engine's ("fp32", "bf16", "int8"); an engine refuses what it does not know. batch: frames per run that an engine
+    is built for, "1" or a range such as "1:8", where that matters; None = any that is built already, else 1:8.
     """
 
     threads: int | None = None
     precision: str = "auto"
+    batch: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,15 @@ class Engine(ABC):
 
     @classmethod
     @abstractmethod
-    def make_key(cls, bundle: Bundle, config: PipelineConfig, precision: str) -> EngineKey:
+    def make_key(
+        cls, bundle: Bundle, config: PipelineConfig, precision: str, options: EngineOptions | None = None
+    ) -> EngineKey:
         """The key on this machine. Raises `EngineError` where the library is missing."""
+
+    @classmethod
+    def serves(cls, built: EngineKey, wanted: EngineKey) -> bool:
+        """Whether an engine built under another key than the one wanted may be used in its place, if it passes."""
+        return False
 
     @classmethod
     def build(cls, bundle: Bundle, config: PipelineConfig, key: EngineKey, folder: Path, progress: Progress) -> None:

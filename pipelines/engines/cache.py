@@ -51,6 +51,19 @@ def find(bundle: Bundle, key: EngineKey) -> Path | None:
     return None
 
 
+def find_other(bundle: Bundle, serves: Callable[[EngineKey], bool]) -> tuple[Path, EngineKey] | None:
+    """The folder and key of an intact engine whose key `serves`, or None."""
+    for root in roots(bundle):
+        for file in sorted(root.glob(f"*/{KEY}")):
+            try:
+                key = EngineKey(**json.loads(file.read_text(encoding="utf-8"))["key"])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # `find` removes damaged entries, when they are asked for
+            if serves(key) and _fault(file.parent, key) is None:
+                return file.parent, key
+    return None
+
+
 def store(bundle: Bundle, key: EngineKey, build: Callable[[Path], None]) -> Path:
     """Runs `build(folder)` on a temporary folder and makes it the entry of `key`. Raises `EngineError`."""
     for root in roots(bundle):

@@ -66,7 +66,9 @@ class OpenVinoEngine(Engine):
         return ("bf16", "fp32") if fast_bfloat16() else ("fp32",)
 
     @classmethod
-    def make_key(cls, bundle: Bundle, config: PipelineConfig, precision: str) -> EngineKey:
+    def make_key(
+        cls, bundle: Bundle, config: PipelineConfig, precision: str, options: EngineOptions | None = None
+    ) -> EngineKey:
         """See `Engine.make_key`."""
         openvino = _library()
         return EngineKey(

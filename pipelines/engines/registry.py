@@ -21,6 +21,8 @@ from pipelines.parity import ParityReport, check
 ENGINES = {
     "openvino": "pipelines.engines.openvino:OpenVinoEngine",
     "torch": "pipelines.engines.torch:TorchEngine",
+    "tensorrt": "pipelines.engines.tensorrt:TensorRtEngine",
+    "torch_cuda": "pipelines.engines.torch_cuda:TorchCudaEngine",
 }
 """Name -> module:class. Modules are imported when their engine is asked for, so a missing library harms nobody else."""
 
@@ -93,10 +95,13 @@ def _prepare(
     progress: Progress,
 ) -> Prepared:
     config = adapt(bundle.config, frame)
-    key = kind.make_key(bundle, config, precision)
+    key = kind.make_key(bundle, config, precision, options)
     folder, built = None, False
     if kind.built:
         folder = cache.find(bundle, key)
+        if folder is None and options.batch is None:
+            other = cache.find_other(bundle, lambda built: kind.serves(built, key))
+            folder, key = other or (None, key)
         if folder is None:
             folder, built = _build(bundle, kind, key, frame, progress), True
     progress("load the engine", 1.0)
@@ -172,11 +177,16 @@ def _build(bundle: Bundle, kind: type[Engine], key: EngineKey, frame: FrameSpec 
 
     def write(folder: Path) -> None:
         kind.build(bundle, config, key, folder, progress)
-        if config != bundle.config:
-            reference = converted_reference(bundle, frame)
-            safetensors.numpy.save_file(pack_reference(reference), folder / _CONVERTED)
+        write_converted_reference(bundle, frame, folder)
 
     return cache.store(bundle, key, write)
+
+
+def write_converted_reference(bundle: Bundle, frame: FrameSpec | None, folder: Path) -> None:
+    """Keeps, beside an engine for another camera's frames, what it must reproduce."""
+    if adapt(bundle.config, frame) != bundle.config:
+        reference = converted_reference(bundle, frame)
+        safetensors.numpy.save_file(pack_reference(reference), folder / _CONVERTED)
 
 
 def reference_for(bundle: Bundle, frame: FrameSpec | None, folder: Path | None = None) -> Reference:

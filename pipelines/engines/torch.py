@@ -51,7 +51,9 @@ class TorchEngine(Engine):
         return self._device.type != "cpu"
 
     @classmethod
-    def make_key(cls, bundle: Bundle, config: PipelineConfig, precision: str) -> EngineKey:
+    def make_key(
+        cls, bundle: Bundle, config: PipelineConfig, precision: str, options: EngineOptions | None = None
+    ) -> EngineKey:
         """See `Engine.make_key`."""
         return EngineKey(
             engine=cls.name,
