@@ -1,8 +1,8 @@
 """When the ejector must be on, so that it hits the parts it is meant for: see `schedule`."""
 
-from edge.alert.rejects.belt import Belt, EncoderReading
 from edge.alert.rejects.lateness import Histogram
 from edge.alert.rejects.schedule import Added, Counts, Event, Missed, PulseOff, PulseOn, RejectSchedule, Swept
+from edge.tracking.belt import Belt, EncoderReading
 
 __all__ = [
     "Added",

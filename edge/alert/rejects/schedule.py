@@ -26,9 +26,9 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from enum import Enum
 
-from edge.alert.rejects.belt import Belt, EncoderReading
 from edge.alert.rejects.lateness import Histogram
 from edge.settings_reject import EjectSettings
+from edge.tracking.belt import Belt, EncoderReading
 
 REMEMBERED = 8192  # parts whose ruling, told again, changes nothing
 PULSES_KEPT = 64  # to tell which good parts were swept along
