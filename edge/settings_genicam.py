@@ -97,7 +97,7 @@ class GenicamSource(SourceSection):
         default=5.0, ge=0.1, le=3600, description="Longest wait between attempts to reconnect, seconds."
     )
     buffers: int = Field(
-        default=4, ge=2, le=64, description="Frames of shared memory given to the camera's receiver ahead of time."
+        default=8, ge=2, le=64, description="Frames of shared memory given to the camera's receiver ahead of time."
     )
 
     @property

@@ -13,6 +13,7 @@ SOURCES: dict[str, str] = {
     "simulated": "edge.capture.simulated:SimulatedSource",
     "folder": "edge.capture.folder:FolderSource",
     "opencv": "edge.capture.opencv_source:opencv_source",
+    "gige": "edge.capture.gige:GigeSource",
 }
 """`module:callable` that takes the settings and gives a source that is not open yet."""
 

@@ -82,7 +82,7 @@ class Access(IntEnum):
 
 PACKET_SOCKET_DISABLED = 1  # ArvGvStreamOption
 PACKET_SIZE_ADJUSTMENT_NEVER = 0  # ArvGvPacketSizeAdjustment
-RESEND_NEVER, RESEND_ALWAYS = 0, 1  # ArvGvStreamPacketResend
+RESEND_NEVER = 0  # ArvGvStreamPacketResend
 SOCKET_BUFFER_FIXED = 0  # ArvGvStreamSocketBuffer
 
 # name: (result, arguments). Those of _CHECKED end with a GError **, which is not listed.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +80,7 @@ def packet_sockets_open() -> int:
     count = 0
     for entry in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(entry)
+            target = str(entry.readlink())
         except OSError:  # closed meanwhile
             continue
         count += target.startswith("socket:[") and target[8:-1] in inodes
@@ -97,8 +96,8 @@ def receive_buffer_limit() -> int:
 def receive_buffer_advice(wanted: int) -> str:
     """How to allow that many bytes."""
     return (
-        f"net.core.rmem_max = {receive_buffer_limit()} allows less than the {wanted} bytes this camera needs, so frames "
-        f"may be lost: echo net.core.rmem_max={wanted} | sudo tee /etc/sysctl.d/60-edge-inspect.conf && sudo sysctl "
+        f"net.core.rmem_max = {receive_buffer_limit()} allows less than the {wanted} bytes this camera needs: frames "
+        f"may be lost; echo net.core.rmem_max={wanted} | sudo tee /etc/sysctl.d/60-edge-inspect.conf && sudo sysctl "
         "--system"
     )
 

@@ -1,0 +1,276 @@
+"""GigE Vision cameras: a session with one, and the source that keeps it going.
+
+Parts are announced in the order of the camera's frame ids, each once, and at once: a gap in the ids is announced before
+the frame that shows it, as INCOMPLETE where some of its packets came (they may still be waited for) and as LOST where
+none did. What comes of such a frame later is counted, not announced again: its part has its verdict already.
+
+With the software trigger every command is one part. A frame belongs to the last command before its exposure; commands
+that were passed over, or bring nothing in `trigger_timeout_ms`, are LOST parts. Frames that nobody asked for (the
+camera keeps a pending trigger from one session to the next) are no parts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from dataclasses import replace
+
+import structlog
+
+from edge.capture.aravis.camera import Camera
+from edge.capture.aravis.chunks import EncoderChunk
+from edge.capture.aravis.library import BufferStatus
+from edge.capture.aravis.stream import FrameStream, Received
+from edge.capture.connection import CameraLost, ConnectedSource, Connection, Shape
+from edge.capture.device_clock import DeviceClock
+from edge.capture.frame_ids import FrameIds
+from edge.capture.software_triggers import SoftwareTriggers
+from edge.capture.source import Grab, SlotPool, SourceInfo
+from edge.errors import SourceError
+from edge.messages import FrameStatus, now_ns
+from edge.settings_genicam import GigeSource as GigeSettings
+
+RATE_UNKNOWN_HZ = 60.0  # assumed for the ring's size where neither camera nor settings tell
+GAP_MAX = 1024  # ids that may be missing at once: more means that the camera counts anew
+CONTROL_LOOK_NS = 200_000_000
+LATE_NS = 1_000_000_000  # for so long, what comes of a frame that was passed over is taken for it
+_NOTHING = (BufferStatus.UNKNOWN, BufferStatus.CLEARED, BufferStatus.ABORTED, BufferStatus.FILLING)
+
+
+class GigeConnection(Connection):
+    """One session with a camera."""
+
+    def __init__(self, settings: GigeSettings, triggers: SoftwareTriggers | None) -> None:
+        """Opens, configures and prepares the receiver. Raises `SourceError`; `SourceAway` where a camera may come."""
+        self._settings, self._triggers = settings, triggers
+        self._log = structlog.get_logger()
+        self._ids, self._clock = FrameIds(), DeviceClock()
+        self._counts: Counter[str] = Counter()
+        self._ready: deque[Grab] = deque()
+        self._passed_over: deque[int] = deque()  # when ids were announced without their frame
+        self._last_ns = 0  # trigger of the newest part
+        self._heard_ns = self._looked_ns = 0
+        self._lost = False
+        self._stream: FrameStream | None = None
+        self._chunk: EncoderChunk | None = None
+        self._camera = Camera(settings)
+        try:
+            delivery = self._camera.configure()
+            self._stream = FrameStream(self._camera, delivery, settings)
+            if settings.encoder_chunk is not None:
+                self._chunk = EncoderChunk(self._camera, settings.encoder_chunk)
+        except BaseException:
+            self.close()
+            raise
+        self.notes = self._stream.notes
+        form, self.by_trigger = delivery.wire.frame, settings.trigger != "off"
+        self.shape = Shape(form, delivery.height, delivery.width)
+        size = delivery.height * delivery.width * form.channels
+        self._rate_hz = settings.rate_hz or delivery.rate_hz
+        self.period_ns = round(1e9 / self._rate_hz) if self._rate_hz and not self.by_trigger else None
+        self.info = SourceInfo(
+            max_bytes=max(size, delivery.payload_bytes) if delivery.wire.in_place else size,
+            max_rate_hz=self._rate_hz or RATE_UNKNOWN_HZ,
+            finite=False,
+            description=f"{self._camera.name}, {delivery.width} x {delivery.height} {delivery.wire.name}, "
+            f"packets of {delivery.packet_bytes} bytes by {self._stream.socket} socket, trigger {settings.trigger}",
+        )
+
+    def start(self, pool: SlotPool) -> None:
+        """Gives slots to the receiver, starts the camera."""
+        assert self._stream is not None
+        self._stream.start(pool, self._settings.buffers)
+        self._heard_ns = now_ns()
+        if self._triggers is not None:
+            self._triggers.connect(self._camera)
+
+    def next(self, timeout_s: float) -> Grab | None:
+        """The next part. Raises `CameraLost`."""
+        assert self._stream is not None
+        if not self._ready:
+            received = self._stream.pop(timeout_s)
+            if received is not None:
+                self._heard_ns = now_ns()
+                self._take(received)
+            if self._triggers is not None:
+                self._ready.extend(self.shape.lost(sent_ns) for sent_ns in self._triggers.lost())
+            if not self._ready:
+                self._look()
+        return self._ready.popleft() if self._ready else None
+
+    def close(self) -> None:
+        """Camera and slots are free again. Takes seconds where the camera is dead."""
+        if self._triggers is not None:
+            self._triggers.disconnect()
+        if not self._lost:  # a dead camera would be waited for; giving up control stops a live one too
+            self._camera.stop()
+        if self._stream is not None:
+            for grab in self._ready:
+                if grab.slot is not None:
+                    self._stream.reuse(grab.slot)
+            self._ready.clear()
+            self._stream.close()
+        if self._chunk is not None:
+            self._chunk.close()
+        self._camera.close()
+
+    def counters(self) -> dict[str, int]:
+        """Parts by what became of them, and the receiver's statistics."""
+        assert self._stream is not None
+        return {**self._counts, **self._stream.statistics()}
+
+    def _look(self) -> None:
+        """Notices that the camera is gone. Raises `CameraLost`."""
+        now = now_ns()
+        if now - self._looked_ns < CONTROL_LOOK_NS:
+            return
+        self._looked_ns = now
+        silent_s = (now - self._heard_ns) / 1e9
+        if not self._camera.controlled:
+            self._lost = True
+            raise CameraLost(
+                f"camera {self._camera.address} is lost: it does not answer any more, or was taken over; are power and "
+                "network cable in order?"
+            )
+        if not self.by_trigger and silent_s > self._settings.stall_s:
+            self._lost = True
+            raise CameraLost(
+                f"camera {self._camera.address}: no frame for {silent_s:.1f} s, though it should run freely; is it on, "
+                "and do its packets get here (firewall, packet_size_bytes above a switch's MTU)?"
+            )
+
+    def _take(self, received: Received) -> None:
+        """One frame of the receiver's: what is announced for it goes to `_ready`."""
+        assert self._stream is not None
+        if received.status in _NOTHING:
+            self._stream.reuse(received.slot)
+            return
+        ahead = self._place(received.frame_id)
+        if ahead <= 0:  # its part was announced without it
+            self._counts["frames_late"] += 1
+            if self._passed_over:
+                self._passed_over.popleft()
+            self._stream.reuse(received.slot)
+            return
+        arrival_ns = _monotonic(received.host_ns)
+        exposed_ns = self._clock.host_ns(received.device_ns, arrival_ns)
+        trigger_ns: int | None = exposed_ns
+        if self._triggers is not None:
+            missed, trigger_ns = self._triggers.claim(exposed_ns)
+            self._ready.extend(self.shape.lost(sent_ns) for sent_ns in missed)
+        elif ahead > 1:
+            self._announce_gap(ahead - 1, exposed_ns)
+        if trigger_ns is None:
+            self._counts["frames_unasked"] += 1
+            self._stream.reuse(received.slot)
+            return
+        self._last_ns = trigger_ns
+        self._ready.append(self._grab(received, trigger_ns))
+
+    def _place(self, frame_id: int) -> int:
+        """How far the frame is ahead of the newest part; 0 or less where its part was announced already."""
+        now = now_ns()
+        while self._passed_over and now - self._passed_over[0] > LATE_NS:
+            self._passed_over.popleft()
+        if frame_id == 0:  # its leader was lost
+            if self._passed_over:
+                return 0
+            self._ids.skip()
+            return 1
+        before = self._ids.last
+        ahead = self._ids.step(frame_id)
+        if -GAP_MAX <= ahead <= GAP_MAX + 1:
+            return ahead
+        self._counts["ids_restarted"] += 1
+        self._log.warning("the camera counts its frames anew", before=before, now=frame_id)
+        self._ids.last = frame_id
+        return 1
+
+    def _announce_gap(self, missing: int, until_ns: int) -> None:
+        """Parts between the newest one and that of `until_ns`, whose frames are not here."""
+        assert self._stream is not None
+        under_way = self._stream.under_way()
+        step_ns = (until_ns - self._last_ns) / (missing + 1) if self._last_ns else 0
+        for number in range(1, missing + 1):
+            frame_id = self._ids.after(number - missing - 1)
+            partial = bool(under_way) and (frame_id in under_way or 0 in under_way)
+            when_ns = round(until_ns - step_ns * (missing + 1 - number))
+            grab = self.shape.lost(when_ns)
+            grab = replace(grab, camera_frame=frame_id, status=FrameStatus.INCOMPLETE if partial else grab.status)
+            self._ready.append(grab)
+            self._counts["frames_incomplete" if partial else "frames_lost"] += 1
+            self._passed_over.append(now_ns())
+
+    def _grab(self, received: Received, trigger_ns: int) -> Grab:
+        """The part of a frame that is in its turn. Gives the receiver a slot for the one that it uses."""
+        assert self._stream is not None
+        status = FrameStatus.OK
+        if received.status is BufferStatus.SIZE_MISMATCH or not received.matches:
+            status = FrameStatus.MISMATCH if received.status is BufferStatus.SUCCESS else FrameStatus.INCOMPLETE
+        encoder = None
+        if status is FrameStatus.OK:
+            self._stream.unpack(received)
+            encoder = self._chunk.read(received.buffer) if self._chunk is not None else None
+            if not self._stream.refill():
+                self._counts["slots_short"] += 1
+        else:
+            self._stream.reuse(received.slot)
+            self._counts[f"frames_{status.value}"] += 1
+        return Grab(
+            status,
+            received.slot if status is FrameStatus.OK else None,
+            self.shape.pixel_format,
+            self.shape.height,
+            self.shape.width,
+            trigger_ns,
+            camera_frame=self._ids.last,
+            camera_time_ns=received.device_ns or None,
+            encoder=encoder,
+        )
+
+
+class GigeSource(ConnectedSource):
+    """A GigE Vision camera that is kept connected."""
+
+    def __init__(self, settings: GigeSettings) -> None:
+        super().__init__(settings.reconnect_max_s)
+        self._settings = settings
+        self._said: set[str] = set()
+        by_software = settings.trigger == "software"
+        self._triggers = SoftwareTriggers(settings.trigger_timeout_ms) if by_software else None
+
+    def software_trigger(self) -> None:
+        """Takes one picture: one part, whatever becomes of it. Never waits; safe to call from any thread.
+
+        Raises `SourceError` where the camera is not set to `trigger = "software"`.
+        """
+        if self._triggers is None:
+            raise SourceError(f'trigger = "{self._settings.trigger}": set trigger = "software" to trigger from here')
+        self._triggers.fire()
+
+    def close(self) -> None:
+        """Gives the camera back."""
+        super().close()
+        if self._triggers is not None:
+            self._triggers.close()
+            self._triggers = None
+
+    def _connect(self) -> Connection:
+        connection = GigeConnection(self._settings, self._triggers)
+        for note in connection.notes:
+            if note not in self._said:
+                self.log.warning(note)
+                self._said.add(note)
+        return connection
+
+    def _unseen(self, until_ns: int) -> list[int]:
+        """Adds triggers that found no camera."""
+        lost = self._triggers.lost() if self._triggers is not None else []
+        return super()._unseen(until_ns) + lost
+
+
+def _monotonic(realtime_ns: int) -> int:
+    """CLOCK_REALTIME of a moment ago as CLOCK_MONOTONIC; now where it is not known or the clock was set since."""
+    now = now_ns()
+    then = realtime_ns + now - time.time_ns()
+    return then if realtime_ns and 0 <= now - then < 10_000_000_000 else now
