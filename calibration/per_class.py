@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from calibration.errors import DataError, FitError
-from calibration.fit import Report, Say, fit
+from calibration.fit import Report, Say, check_new, fit
 from calibration.kept_encoder import encoder_id
 from calibration.options import FitOptions, load_encoder
 from calibration.score import to_text, write_text
@@ -94,6 +94,7 @@ def _fit(options: FitOptions, train: Sequence[Path], notes: Path, report: Report
         if options.out.exists():
             say(f"{options.out}: fitted before")
             return
+    check_new(options.out)
     write_text(notes, to_text(made))
     assert options.images is not None
     link(train, options.images)

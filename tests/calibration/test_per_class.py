@@ -20,18 +20,35 @@ from calibration.per_class import link
 from calibration.results import load_evaluation
 from calibration.sets import open_dataset
 from pipelines.bundle import Bundle
+from pipelines.encoders import Encoder, EncoderConfig, compact, save
 from pipelines.images import PixelFormat, list_images, read_image
 
 SIDE = 64
-FIT = FitOptions(
-    images=Path(),
-    out=Path(),
-    size=(SIDE, SIDE),
-    bank=60,
-    rate=0.1,
-    steps=2,
-    training=TrainingOptions(steps=2, batch=2, pool=2),
-)
+TRAINING = TrainingOptions(steps=2, batch=2, pool=2)
+FIT = FitOptions(Path(), Path(), size=(SIDE, SIDE), bank=30, rate=0.1, steps=2, training=TRAINING)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(tmp_path_factory) -> Path:
+    """A small encoder's file, which all fits here use."""
+    config = EncoderConfig.from_dict({**compact().config.to_dict(), "depth": 4, "width": 48, "heads": 1})
+    file = tmp_path_factory.mktemp("encoder") / "small.safetensors"
+    save(Encoder(config).init_weights(0), file)
+    return file
+
+
+@pytest.fixture
+def run(small):
+    """run(set, lines, options of an evaluation ...) -> its result."""
+
+    def run(root: Path, lines: list[str] | None = None, **options):
+        torch.set_num_threads(1)
+        fit = replace(options.pop("fit", FIT), encoder=str(small))
+        said = lines if lines is not None else []
+        chosen = EvaluateOptions(engine="torch", fit=fit, **options)
+        return evaluate(open_dataset(root), chosen, lambda *_: None, said.append).evaluation
+
+    return run
 
 
 def write(root: Path, seed: int, train=5, good=4, bad=3, colour=False) -> Path:
@@ -65,15 +82,8 @@ def caps(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("aux") / "cap", 2, colour=True)
 
 
-def run(root: Path, lines: list[str] | None = None, **options):
-    torch.set_num_threads(1)
-    chosen = EvaluateOptions(engine="torch", **{"fit": FIT, **options})
-    said = lines if lines is not None else []
-    return evaluate(open_dataset(root), chosen, lambda *_: None, said.append).evaluation
-
-
 @pytest.mark.parametrize("method", ["foundad", "vitad"])
-def test_trained_methods_take_their_steps_from_the_options(plates, method):
+def test_trained_methods_take_their_steps_from_the_options(run, plates, method):
     (one,) = run(plates, fit=replace(FIT, method=method), shots=3).classes
     assert one.train == 3
     assert one.metrics["mad"] is not None
@@ -82,7 +92,7 @@ def test_trained_methods_take_their_steps_from_the_options(plates, method):
     assert one.bundle["input_size"] == [SIDE, SIDE]
 
 
-def test_visualad_learns_once_from_the_auxiliary_set(plates, caps, tmp_path):
+def test_visualad_learns_once_from_the_auxiliary_set(run, plates, caps, tmp_path):
     root = tmp_path / "two"
     shutil.copytree(plates, root / "a")
     shutil.copytree(plates, root / "b")
@@ -96,24 +106,24 @@ def test_visualad_learns_once_from_the_auxiliary_set(plates, caps, tmp_path):
     assert sum("labelled images to learn from" in line for line in lines) == 1
 
 
-def test_visualad_is_not_measured_on_what_it_learned_from(plates, tmp_path):
+def test_visualad_is_not_measured_on_what_it_learned_from(run, plates, tmp_path):
     (tmp_path / "same").symlink_to(plates)
     for auxiliary in (plates, tmp_path / "same"):
         with pytest.raises(DataError, match="also an image to test with; visualad is measured on products"):
             run(plates, fit=replace(FIT, method="visualad", auxiliary=auxiliary))
 
 
-def test_kept_fits_are_resumed_and_others_are_refused(plates, tmp_path):
+def test_kept_fits_are_resumed_and_others_are_refused(run, plates, tmp_path):
     keep, lines = tmp_path / "keep", []
     first = run(plates, keep=keep, shots=3)
     assert sorted(path.name for path in keep.iterdir()) == ["plate.bundle", "plate.fit.json"]
     with pytest.raises(FitError, match="exists already"):
-        run(plates, keep=keep, shots=3)
+        run(plates, keep=keep, shots=3, fit=replace(FIT, bank=20))
     again = run(plates, lines, keep=keep, shots=3, resume=True)
     assert lines == [f"{keep / 'plate.bundle'}: fitted before"]
     assert again.mean == first.mean
     assert again.classes[0].train == 3
-    with pytest.raises(FitError, match=r"fitted otherwise \(bank was 60, is 50\).*another --keep"):
+    with pytest.raises(FitError, match=r"fitted otherwise \(bank was 30, is 50\).*another --keep"):
         run(plates, keep=keep, shots=3, resume=True, fit=replace(FIT, bank=50))
     with pytest.raises(FitError, match=r"fitted otherwise \(images_digest was"):
         run(plates, keep=keep, shots=4, resume=True)
@@ -122,9 +132,9 @@ def test_kept_fits_are_resumed_and_others_are_refused(plates, tmp_path):
         run(plates, keep=keep, shots=3, resume=True)
 
 
-def test_an_interrupted_fit_goes_on_from_its_state(plates, tmp_path):
+def test_an_interrupted_fit_goes_on_from_its_state(run, small, plates, tmp_path):
     keep = tmp_path / "keep"
-    fit = replace(FIT, method="vitad", steps=4)
+    fit = replace(FIT, method="vitad", steps=4, encoder=str(small))
     whole = run(plates, fit=fit, shots=3)
 
     def stop(what: str, done: int, total: int, note: str) -> None:
@@ -142,7 +152,7 @@ def test_an_interrupted_fit_goes_on_from_its_state(plates, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["memory_bank", "vitad", "foundad"])
-def test_kept_features_change_no_result(plates, tmp_path, method):
+def test_kept_features_change_no_result(run, plates, tmp_path, method):
     fit = replace(FIT, method=method)
     plain = run(plates, fit=fit, shots=3)
     for _ in range(2):
@@ -154,13 +164,13 @@ def test_kept_features_change_no_result(plates, tmp_path, method):
     assert kept.notes == ("plate: times are without the encoder, whose features were kept",)
 
 
-def test_visualad_does_without_kept_features(plates, caps, tmp_path):
+def test_visualad_does_without_kept_features(run, plates, caps, tmp_path):
     one = run(plates, fit=replace(FIT, method="visualad", auxiliary=caps), features=tmp_path / "features")
     assert not (tmp_path / "features").exists()
     assert "features kept" not in one.classes[0].engine
 
 
-def test_one_model_of_gray_and_colour_classes(plates, caps, tmp_path):
+def test_one_model_of_gray_and_colour_classes(run, plates, caps, tmp_path):
     root = tmp_path / "both"
     shutil.copytree(plates, root / "plate")
     shutil.copytree(caps, root / "cap")
@@ -190,7 +200,7 @@ def app() -> typer.Typer:
     return app
 
 
-def test_the_command_for_visualad(app, plates, caps, tmp_path):
+def test_the_command_for_visualad(app, small, plates, caps, tmp_path):
     words = [
         "evaluate",
         str(plates),
@@ -203,7 +213,19 @@ def test_the_command_for_visualad(app, plates, caps, tmp_path):
         "--steps",
         "2",
     ]
-    words += ["--size", "64", "--keep", str(tmp_path / "keep"), "--resume", "--engine", "torch", "--threads", "1"]
+    words += [
+        "--encoder",
+        str(small),
+        "--size",
+        "64",
+        "--keep",
+        str(tmp_path / "keep"),
+        "--resume",
+        "--engine",
+        "torch",
+        "--threads",
+        "1",
+    ]
     done = CliRunner().invoke(app, [*words, "--json", str(tmp_path / "a.json")])
     assert done.exit_code == 0, done.output
     content = load_evaluation(tmp_path / "a.json")
