@@ -179,12 +179,14 @@ def compare(
 
 
 def mount(app: typer.Typer) -> None:
-    """Adds `data`, `evaluate` and `compare` to the command line."""
+    """Adds `data`, `evaluate`, `compare` and `distill` to the command line."""
     from calibration.cli_data import app as data
+    from calibration.cli_distill import distill
 
     app.add_typer(data, name="data")
     app.command()(evaluate)
     app.command()(compare)
+    app.command()(distill)
 
 
 def _shots(text: str | None) -> int | None:
