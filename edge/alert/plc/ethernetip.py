@@ -48,17 +48,11 @@ class EthernetIpAdapter:
     def connect(self) -> None:
         """Opens session and connection, and reads the inputs once. Raises `PlcTimeout` or `PlcError`."""
         self.close()
-        settings = self._settings
-        self._failed = False
-        plc = self._plc = PLC(settings.host, settings.slot, CONNECT_S, port=settings.port)
         try:
-            connected, reason = plc.conn.connect()
-        except Exception as error:  # the library parses what the network brings without checking
-            connected, reason = False, error
-        if not connected:
-            self._failed = True
-            raise PlcError(f"{self.name}: cannot connect: {_line(reason)}; check the address and slot {settings.slot}")
-        self._read(plc, self._deadline())
+            self._open()
+        except PlcError:
+            self.close()
+            raise
 
     def exchange(self, outputs: Outputs) -> Inputs:
         """Reads the inputs, then writes the outputs."""
@@ -80,8 +74,22 @@ class EthernetIpAdapter:
             if not self._failed:
                 plc.conn.Socket.settimeout(self._settings.timeout_ms / 1000)
                 plc.Close()
-        with contextlib.suppress(Exception):
-            plc.conn.Socket.close()
+        for sock in (plc.conn.Socket, plc.conn.msg_socket):  # the second one it makes for nothing
+            with contextlib.suppress(Exception):
+                sock.close()
+
+    def _open(self) -> None:
+        settings = self._settings
+        self._failed = False
+        plc = self._plc = PLC(settings.host, settings.slot, CONNECT_S, port=settings.port)
+        try:
+            connected, reason = plc.conn.connect()
+        except Exception as error:  # the library parses what the network brings without checking
+            connected, reason = False, error
+        if not connected:
+            self._failed = True
+            raise PlcError(f"{self.name}: cannot connect: {_line(reason)}; check the address and slot {settings.slot}")
+        self._read(plc, self._deadline())
 
     def _read(self, plc: Any, deadline: float) -> Inputs:
         tag = self._settings.inputs_tag

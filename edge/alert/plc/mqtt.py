@@ -43,11 +43,12 @@ class MqttAdapter:
 
     def connect(self) -> None:
         """Connects, subscribes, and asks the PLC once. Raises `PlcTimeout` or `PlcError`."""
-        will = json.dumps({"ready": False, "fault": int(Fault.STOPPED)}).encode()
-        self._broker.open(Will(self._topic("out"), will), self._on_message)
-        deadline = self._deadline()
-        self._broker.subscribe(self._topic("in"), 1, deadline)
-        self._read(deadline)
+        self.close()
+        try:
+            self._open()
+        except PlcError:
+            self.close()
+            raise
 
     def exchange(self, outputs: Outputs) -> Inputs:
         """Asks for the inputs, then publishes the outputs and waits until the broker has taken them."""
@@ -60,6 +61,13 @@ class MqttAdapter:
     def close(self) -> None:
         """Leaves; the broker publishes `ready: false` for us."""
         self._broker.drop(say_goodbye=True)
+
+    def _open(self) -> None:
+        will = json.dumps({"ready": False, "fault": int(Fault.STOPPED)}).encode()
+        self._broker.open(Will(self._topic("out"), will), self._on_message)
+        deadline = self._deadline()
+        self._broker.subscribe(self._topic("in"), 1, deadline)
+        self._read(deadline)
 
     def _read(self, deadline: float) -> Inputs:
         self._ask = self._ask % UINT16 + 1

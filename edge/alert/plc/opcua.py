@@ -59,7 +59,7 @@ _RANGES = {
 _T = TypeVar("_T")
 
 # Its warnings and tracebacks repeat what our errors say in one line.
-logging.getLogger("asyncua").setLevel(logging.CRITICAL)
+logging.getLogger("asyncua").setLevel(logging.CRITICAL + 1)
 
 
 class OpcuaAdapter:
@@ -80,9 +80,11 @@ class OpcuaAdapter:
     def connect(self) -> None:
         """Opens channel and session, checks every node, reads the inputs. Raises `PlcTimeout` or `PlcError`."""
         self.close()
-        self._loop, self._failed = asyncio.new_event_loop(), False
-        self._run(self._connect(), CONNECT_S, "connect")
-        self._run(self._read(), self._settings.timeout_ms / 1000, "read the inputs")
+        try:
+            self._open()
+        except PlcError:
+            self.close()
+            raise
 
     def exchange(self, outputs: Outputs) -> Inputs:
         """Reads the inputs, then writes the outputs."""
@@ -96,6 +98,11 @@ class OpcuaAdapter:
         with contextlib.suppress(Exception):
             loop.run_until_complete(self._leave(client))
         loop.close()
+
+    def _open(self) -> None:
+        self._loop, self._failed = asyncio.new_event_loop(), False
+        self._run(self._connect(), CONNECT_S, "connect")
+        self._run(self._read(), self._settings.timeout_ms / 1000, "read the inputs")
 
     async def _connect(self) -> None:
         settings = self._settings
@@ -119,24 +126,36 @@ class OpcuaAdapter:
         client.application_uri = settings.application_uri or application_uri(own, f"{self.name}: certificate_file")
         trusted = [certificate_der(path, f"{self.name}: server_certificates") for path in settings.server_certificates]
         policy = _POLICIES[settings.security]
-        # Asked for in the clear, so that a wrong server is named; the channel then proves that it holds the key.
+        pinned = await self._pinned(client, policy.URI, trusted)
         mode = ua.MessageSecurityMode.SignAndEncrypt
-        endpoints = await client.connect_and_get_server_endpoints()
-        offered = {
-            e.ServerCertificate for e in endpoints if (e.SecurityMode, e.SecurityPolicyUri) == (mode, policy.URI)
-        }
-        if not offered:
-            there = ", ".join(sorted({str(e.SecurityPolicyUri).rpartition("#")[2] for e in endpoints})) or "nothing"
-            raise PlcError(f"{self.name}: does not offer {settings.security} with SignAndEncrypt, but {there}")
-        pinned = next((der for der in trusted for sent in offered if sent and bytes(sent).startswith(der)), None)
-        if pinned is None:
-            shown = " or ".join(fingerprint(bytes(sent)) for sent in offered if sent)
-            raise PlcError(
-                f"{self.name}: the server's certificate is not among server_certificates; it is {shown} (SHA-256): "
-                "compare with the server's own display, then add its file"
-            )
         await client.set_security(
             policy, CertProperties(own, "der"), CertProperties(key, "pem"), None, CertProperties(pinned, "der"), mode
+        )
+
+    async def _pinned(self, client: Client, policy: str, trusted: list[bytes]) -> bytes:
+        """The trusted certificate that the server shows. Asked in the clear, only to name a wrong server or policy.
+
+        That it holds the key is proven by the secure channel. A server that answers nothing in the clear is taken at
+        its word where there is but one certificate that it may have.
+        """
+        mode = ua.MessageSecurityMode.SignAndEncrypt
+        try:
+            endpoints = await client.connect_and_get_server_endpoints()
+        except (ConnectionError, UaError):
+            if len(trusted) == 1:
+                return trusted[0]
+            raise
+        shown = {bytes(e.ServerCertificate or b"") for e in endpoints if e.SecurityMode == mode and _is(e, policy)}
+        if not shown:
+            there = ", ".join(sorted({str(e.SecurityPolicyUri).rpartition("#")[2] for e in endpoints})) or "nothing"
+            name = self._settings.security
+            raise PlcError(f"{self.name}: does not offer {name} with SignAndEncrypt, but {there}")
+        for der in trusted:
+            if any(chain.startswith(der) for chain in shown):
+                return der
+        raise PlcError(
+            f"{self.name}: the server's certificate is not among server_certificates; it is "
+            f"{' or '.join(map(fingerprint, shown))} (SHA-256): compare with the server's own, then add its file"
         )
 
     async def _check_nodes(self, client: Client) -> None:
@@ -234,6 +253,10 @@ class OpcuaAdapter:
         status = answer.StatusCode
         if status is not None and not status.is_good():
             raise PlcError(f"{self.name}: cannot read {field}, node {node}: {_status(status.name)}")
+
+
+def _is(endpoint: ua.EndpointDescription, policy: str) -> bool:
+    return str(endpoint.SecurityPolicyUri) == policy
 
 
 def _node(text: str) -> ua.NodeId:

@@ -25,7 +25,7 @@ from edge.settings_plc_protocols import S7AdapterSettings
 CONNECT_S = 2.0  # TCP, ISO connection and negotiation are three round trips
 
 # Its warnings name nothing that our errors do not; the session reports those.
-logging.getLogger("snap7").setLevel(logging.CRITICAL)
+logging.getLogger("snap7").setLevel(logging.CRITICAL + 1)
 
 
 class _Client(Client):
@@ -54,18 +54,11 @@ class S7Adapter:
     def connect(self) -> None:
         """Connects and reads the inputs once. Raises `PlcTimeout` or `PlcError`."""
         self.close()
-        settings = self._settings
-        client = self._client = _Client()
         try:
-            client.dial(settings.host, settings.port, settings.rack, settings.slot)
-        except S7TimeoutError as error:
-            raise PlcTimeout(f"{self.name}: no answer to the connection request in {CONNECT_S:g} s") from error
-        except (S7Error, OSError) as error:
-            raise PlcError(
-                f"{self.name}: cannot connect: {_reason(error)}; check the address, rack {settings.rack} and slot "
-                f"{settings.slot}"
-            ) from error
-        self._read(client, self._deadline())
+            self._open()
+        except PlcError:
+            self.close()
+            raise
 
     def exchange(self, outputs: Outputs) -> Inputs:
         """Reads the inputs, then writes the outputs."""
@@ -86,6 +79,20 @@ class S7Adapter:
                 connection.socket.close()
             connection.socket = None
             connection.connected = False
+
+    def _open(self) -> None:
+        settings = self._settings
+        client = self._client = _Client()
+        try:
+            client.dial(settings.host, settings.port, settings.rack, settings.slot)
+        except S7TimeoutError as error:
+            raise PlcTimeout(f"{self.name}: no answer to the connection request in {CONNECT_S:g} s") from error
+        except (S7Error, OSError) as error:
+            raise PlcError(
+                f"{self.name}: cannot connect: {_reason(error)}; check the address, rack {settings.rack} and slot "
+                f"{settings.slot}"
+            ) from error
+        self._read(client, self._deadline())
 
     def _read(self, client: _Client, deadline: float) -> Inputs:
         settings = self._settings

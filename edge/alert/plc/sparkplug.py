@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from edge.alert.plc.adapter import UINT16, UINT32, Inputs, Outputs
 from edge.alert.plc.broker import Broker, Will
 from edge.alert.plc.sparkplug_payload import DataType, Metric, decode, encode
-from edge.errors import PlcTimeout
+from edge.errors import PlcError, PlcTimeout
 from edge.settings_plc_protocols import SparkplugAdapterSettings
 
 REBIRTH = "Node Control/Rebirth"
@@ -69,14 +69,12 @@ class SparkplugAdapter:
 
         Raises `PlcTimeout` or `PlcError`.
         """
-        self._births = (self._births + 1) % 256
-        death = encode([self._birth_number()], _now_ms(), None)
-        self._broker.open(Will(self._topic("NDEATH"), death), self._on_message)
-        deadline = self._deadline()
-        self._inputs, self._rebirth = Inputs(), False
-        self._broker.subscribe(self._topic("NCMD"), 1, deadline)
-        self._birth(Outputs(), deadline)
-        self._commanded = time.monotonic()
+        self.close()
+        try:
+            self._open()
+        except PlcError:
+            self.close()
+            raise
 
     def exchange(self, outputs: Outputs) -> Inputs:
         """Takes the commands that came, then publishes what changed. Raises `PlcTimeout` where the host is silent."""
@@ -97,6 +95,16 @@ class SparkplugAdapter:
     def close(self) -> None:
         """Leaves; the broker publishes our death."""
         self._broker.drop(say_goodbye=True)
+
+    def _open(self) -> None:
+        self._births = (self._births + 1) % 256
+        death = encode([self._birth_number()], _now_ms(), None)
+        self._broker.open(Will(self._topic("NDEATH"), death), self._on_message)
+        deadline = self._deadline()
+        self._inputs, self._rebirth = Inputs(), False
+        self._broker.subscribe(self._topic("NCMD"), 1, deadline)
+        self._birth(Outputs(), deadline)
+        self._commanded = time.monotonic()
 
     def _birth(self, outputs: Outputs, deadline: float) -> None:
         values = self._values(outputs)

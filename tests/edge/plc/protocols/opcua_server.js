@@ -1,6 +1,6 @@
 // An OPC UA server for the tests: node-opcua, SignAndEncrypt only, one user, the signals of the handshake as nodes.
 // Arguments: port, folder of its keys and lists, certificate to trust ("-" for none).
-// A line on stdin is a command: "get FIELD", "set FIELD VALUE", "refuse FIELD" (writes to it fail). Answers are lines.
+// A line on stdin is a command: "get FIELD", "set FIELD VALUE", "refuse FIELD" (writes to it fail), "accept FIELD". Answers are lines.
 "use strict";
 const path = require("path");
 const fs = require("fs");
@@ -33,7 +33,6 @@ async function main() {
         securityPolicies: [SecurityPolicy.Basic256Sha256],
         serverCertificateManager: certificates,
         allowAnonymous: false,
-        disableDiscovery: true,
         userManager: { isValidUser: (user, password) => user === "edge" && password === "let me in" },
     });
     await server.initialize();
@@ -63,6 +62,7 @@ async function main() {
         const [command, name, value] = line.split(" ");
         if (command === "set") values[name] = JSON.parse(value);
         if (command === "refuse") refused.add(name);
+        if (command === "accept") refused.delete(name);
         console.log(JSON.stringify(values[name]));
     });
 }
