@@ -95,6 +95,10 @@ class FrameStatus(str, Enum):
     UNREADABLE = "unreadable"  # received, but does not decode
     MISMATCH = "mismatch"  # other size or format than the camera announced
     NO_SLOT = "no_slot"  # does not fit a slot, or every slot was held by the camera
+    # Trigger and frame disagree (see edge.tracking.alignment):
+    MISSED = "missed"  # a part that was counted, and has no frame
+    DOUBLED = "doubled"  # a frame of a part that was not counted
+    MISALIGNED = "misaligned"  # which part the frame shows is not certain, or not since an earlier disagreement
 
 
 class FrameId(_Wire, frozen=True):
@@ -247,6 +251,20 @@ class Ruling(_Wire, frozen=True):
     trigger_ns: Nanoseconds  # CLOCK_MONOTONIC of this host: both processes run on it
     deadline_ns: Nanoseconds  # from trigger to the latest moment for the verdict
     encoder: Integer | None = None  # belt encoder count of the frame
+    # Where several cameras see the part: what each decided; `id` is that of the worst. Empty for a camera by itself.
+    each: Annotated[dict[Name, Decision], Meta(max_length=64)] = msgspec.field(default_factory=dict)
+
+
+class PlcAnswer(_Wire, frozen=True):
+    """The PLC's process tells what the PLC answered in one exchange: by it captures know which part a frame shows."""
+
+    line: PlainName
+    asked_ns: Nanoseconds  # CLOCK_MONOTONIC of this host: the PLC looked after this
+    at_ns: Nanoseconds  # and before this
+    parts: Annotated[int, Meta(ge=0, le=0xFFFF)]  # counted at the camera; wraps
+    part: Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]  # number of the newest of them
+    encoder: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]  # belt counts; wraps
+    run: bool  # the line is in production
 
 
 class Health(_Wire, frozen=True):
@@ -266,12 +284,13 @@ class Health(_Wire, frozen=True):
         _finite(**self.gauges)
 
 
-Message = FrameRef | Score | Verdict | Ruling | Health
-_KINDS: dict[str, type[FrameRef] | type[Score] | type[Verdict] | type[Ruling] | type[Health]] = {
+Message = FrameRef | Score | Verdict | Ruling | PlcAnswer | Health
+_KINDS: dict[str, type[FrameRef] | type[Score] | type[Verdict] | type[Ruling] | type[PlcAnswer] | type[Health]] = {
     "frame": FrameRef,
     "score": Score,
     "verdict": Verdict,
     "ruling": Ruling,
+    "plc": PlcAnswer,
     "health": Health,
 }
 _NAMES = {model: kind for kind, model in _KINDS.items()}

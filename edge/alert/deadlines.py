@@ -43,6 +43,9 @@ NO_FRAME = {
     FrameStatus.UNREADABLE: "the frame does not decode",
     FrameStatus.MISMATCH: "the frame has another size or format than the camera announced",
     FrameStatus.NO_SLOT: "the frame did not fit a slot of the ring",
+    FrameStatus.MISSED: "trigger and frame disagree: the part was counted and has no frame",
+    FrameStatus.DOUBLED: "trigger and frame disagree: the frame is of a part that was not counted",
+    FrameStatus.MISALIGNED: "trigger and frame disagree: which part the frame shows is not certain",
 }
 NO_JUDGMENT = {
     ScoreStatus.TORN: "the frame was overwritten before it was judged",

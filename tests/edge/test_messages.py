@@ -25,6 +25,7 @@ from edge.messages import (
     FrameStatus,
     Health,
     Message,
+    PlcAnswer,
     RegionScore,
     Ruling,
     Score,
@@ -116,6 +117,17 @@ rulings = st.builds(
     trigger_ns=counts,
     deadline_ns=counts,
     encoder=encoders,
+    each=st.dictionaries(names, st.sampled_from(Decision), max_size=4),
+)
+plc_answers = st.builds(
+    PlcAnswer,
+    line=plain_names,
+    asked_ns=counts,
+    at_ns=counts,
+    parts=st.integers(0, 0xFFFF),
+    part=st.integers(0, 0xFFFF_FFFF),
+    encoder=st.integers(-(2**31), 2**31 - 1),
+    run=st.booleans(),
 )
 healths = st.builds(
     Health,
@@ -128,7 +140,7 @@ healths = st.builds(
     gauges=st.dictionaries(names, numbers, max_size=5),
     last_fault=texts,
 )
-any_message = frames | scores | verdicts | rulings | healths
+any_message = frames | scores | verdicts | rulings | plc_answers | healths
 SAMPLE = FrameRef(
     id=FrameId(line="press", camera="top", epoch=1_795_369_955_536, sequence=12_345),
     part=12_345,
