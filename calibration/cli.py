@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from calibration.cli_evaluate import mount
+from calibration.cli_limit import limit
 from calibration.foreground import Foreground
 from calibration.progress import Reporter
 from pipelines.errors import InspectError
@@ -310,6 +311,7 @@ def _use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+app.command()(limit)
 mount(app)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import platform
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from pipelines.pipeline import Pipeline
 
-__all__ = ["Bundle", "FileEntry", "Limit", "Manifest", "Reference", "RegionLimit", "write_bundle"]
+__all__ = ["Bundle", "FileEntry", "Limit", "Manifest", "Reference", "RegionLimit", "with_limit", "write_bundle"]
 
 
 class Reference(NamedTuple):
@@ -216,25 +217,57 @@ def write_bundle(
             name: FileEntry(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
             for name in (WEIGHTS, REFERENCE)
         }
-        try:
-            manifest = Manifest.model_validate(
-                {
-                    "schema": SCHEMA,
-                    "pipeline": config,
-                    "limit": limit,
-                    "references": len(frames),
-                    "provenance": {**_circumstances(), **provenance},
-                    "files": files,
-                }
-            )
-            _, text = manifests.encode(manifest)
-        except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'bundle'}: {e['msg']}" for e in error.errors())
-            raise BundleError(f"{path}: {faults}") from error
-        except ValueError as error:
-            raise BundleError(f"{path}: a number in the manifest is NaN or infinite") from error
-        (folder / manifests.MANIFEST).write_bytes(text)
+        told = {**_circumstances(), **provenance}
+        _write_manifest(folder, path, config, limit, len(frames), told, files)
     return Bundle.open(path, verify=False)
+
+
+def with_limit(bundle: Bundle, path: Path | str, limit: Limit, provenance: Mapping[str, Any]) -> Bundle:
+    """Writes a copy of `bundle` with other limits to `path` and opens it: weights and reference frames stay.
+
+    `provenance` is added to the bundle's own, with the versions and time of now. Raises `BundleError` where `path`
+    exists or cannot be written, or the limits are not for the bundle's regions.
+    """
+    path = Path(path)
+    manifest = bundle.manifest
+    with new_folder(path, BundleError, "a bundle") as folder:
+        for name, entry in manifest.files.items():
+            shutil.copyfile(bundle.path / name, folder / name)
+            if sha256_file(folder / name) != entry.sha256:
+                raise BundleError(f"{bundle.path / name}: damaged, its content differs from the manifest")
+        told = {**manifest.provenance, **_circumstances(), **provenance}
+        _write_manifest(folder, path, manifest.pipeline, limit, manifest.references, told, manifest.files)
+    return Bundle.open(path, verify=False)
+
+
+def _write_manifest(
+    folder: Path,
+    path: Path,
+    config: PipelineConfig,
+    limit: Limit,
+    references: int,
+    provenance: Mapping[str, Any],
+    files: Mapping[str, FileEntry],
+) -> None:
+    """Writes the manifest of the bundle that is to be at `path` into `folder`. Raises `BundleError`."""
+    try:
+        manifest = Manifest.model_validate(
+            {
+                "schema": SCHEMA,
+                "pipeline": config,
+                "limit": limit,
+                "references": references,
+                "provenance": dict(provenance),
+                "files": dict(files),
+            }
+        )
+        _, text = manifests.encode(manifest)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'bundle'}: {e['msg']}" for e in error.errors())
+        raise BundleError(f"{path}: {faults}") from error
+    except ValueError as error:
+        raise BundleError(f"{path}: a number in the manifest is NaN or infinite") from error
+    (folder / manifests.MANIFEST).write_bytes(text)
 
 
 def _save(folder: Path, state: dict[str, torch.Tensor], reference: Reference) -> None:
