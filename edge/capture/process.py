@@ -4,6 +4,9 @@ For each part, in this order: the frame is complete in its slot, the announcemen
 told, inference is told. Nobody is ever waited for. A part without a usable frame is announced like any other, with
 the reason as its status, so that it gets its verdict (UNJUDGED).
 
+A camera that is not there at the start is waited for; the process is ready and tells so, and its ring is made when the
+camera has told the size of its frames.
+
 Parts are numbered in the order in which they pass; the number is the sequence within this life of the process, until a
 trigger or a PLC supplies one of its own.
 """
@@ -13,7 +16,8 @@ from __future__ import annotations
 import time
 from typing import cast
 
-from edge.capture.source import EndOfSource, Grab, SlotPool, Source
+from edge.capture.opening import Opening
+from edge.capture.source import EndOfSource, Grab, SlotPool, Source, SourceInfo
 from edge.capture.sources import open_source
 from edge.capture.truth import TruthFile
 from edge.frames import RingSlot, RingWriter, ring_path
@@ -36,6 +40,7 @@ class CaptureProcess(Process):
         self._deadline_ns = round(settings.deadline_ms(self.camera) * 1e6)
         self._sequence = 0
         self._source: Source | None = None
+        self._opening: Opening | None = None  # while the camera is not open
         self._ring: RingWriter | None = None
         self._alert: Outbox | None = None
         self._infer: Outbox | None = None
@@ -46,28 +51,58 @@ class CaptureProcess(Process):
         self._failed_said, self._failed_unsaid = float("-inf"), 0
 
     def setup(self) -> None:
-        """Opens the source, makes (or takes over) the ring, connects to alert and inference."""
+        """Connects to alert and inference, opens the source, makes (or takes over) the ring."""
+        # Alert's return is worth waiting for in the queue; a frame is not, by then.
+        self._alert = Outbox(self.endpoints.alert_in, hold=True)
+        self._infer = Outbox(self.endpoints.infer_in)
         self.progress(f"opening camera {self.camera.name}")
         self._source = open_source(self.camera.source)
-        info = self._source.open()
+        self._opening = Opening(self._source)
+        info = self._opening.first()
+        if info is not None:
+            self._begin(info)
+        else:
+            self._wait_for_camera()
+
+    def _begin(self, info: SourceInfo) -> None:
+        """The camera is open: frames may come."""
+        assert self._source is not None
+        assert self._infer is not None
+        self._opening = None
         self.log.info("camera is open", camera=self.camera.name, source=info.description)
         slots = self.settings.ring_slots(self.camera, info.max_rate_hz)
         path = ring_path(self.settings.line.name, self.camera.name)
         self._ring = RingWriter.create(path, slots, info.max_bytes)
         self.gauges["ring_slots"] = slots
-        # Alert's return is worth waiting for in the queue; a frame is not, by then.
-        self._alert = Outbox(self.endpoints.alert_in, hold=True)
-        self._infer = Outbox(self.endpoints.infer_in)
         if not self._infer.wait_for_peer(PEER_WAIT_S):
             self.log.warning("inference is not there yet; parts are UNJUDGED until it is")
         truth_file = getattr(self.camera.source, "truth_file", None)
         if truth_file is not None:
             self._truth = TruthFile(truth_file)
         self._source.start(cast(SlotPool, self._ring))  # it takes back only slots of its own kind
+        if self._fault:
+            self._fault, self.state = "", "running"
+
+    def _wait_for_camera(self) -> None:
+        """Says that the camera is away, where that is news."""
+        assert self._opening is not None
+        self.counters["source_connections_failed"] = self._opening.failures
+        fault = self._opening.fault
+        if fault != self._fault:
+            self.counters["source_faults"] += not self._fault
+            self.fault(fault)
+            self._fault = fault
+            self.state = f"degraded: {self.last_fault}"[:1024]
 
     def step(self) -> bool | None:
-        """Waits for one part and announces it."""
+        """Waits for one part and announces it; or for the camera, where it is not there yet."""
         assert self._source is not None
+        if self._opening is not None:
+            info = self._opening.wait(TURN_S)
+            if info is None:
+                self._wait_for_camera()
+                return None
+            self._begin(info)
         try:
             grab = self._source.next(TURN_S)
         except EndOfSource:
@@ -82,6 +117,8 @@ class CaptureProcess(Process):
 
     def teardown(self) -> None:
         """Closes the camera. Frames in the ring stay readable for the parts in flight."""
+        if self._opening is not None:
+            self._opening.cancel()
         if self._source is not None:
             self._source.close()
         for outbox in (self._alert, self._infer):

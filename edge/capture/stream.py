@@ -12,7 +12,7 @@ import threading
 
 from edge.capture.source import EndOfSource, Grab, SlotPool, Source, SourceInfo
 from edge.capture.stream_reader import StreamReader
-from edge.errors import SourceError
+from edge.errors import SourceAway, SourceError
 from edge.logs import without_credentials
 from edge.messages import now_ns
 from edge.settings_sources import OpencvSource as OpencvSettings
@@ -34,6 +34,7 @@ class StreamSource(Source):
         self._backoff_s = BACKOFF_FIRST_S
         self._retry_ns = 0
         self._fault = ""
+        self._closed = False
         self._connected = 0
         self._stalls = self._failures = self._overrun = 0
 
@@ -42,17 +43,28 @@ class StreamSource(Source):
         return without_credentials(self._settings.url or self._settings.device or str(self._settings.file))
 
     def open(self) -> SourceInfo:
-        """Connects and waits for the first frame. Raises `SourceError` where none comes within `open_s`."""
+        """Connects and waits for the first frame.
+
+        Raises `SourceAway` where none comes within `open_s`, `SourceError` where that will not change.
+        """
+        self._hung = [hung for hung in self._hung if hung.alive]
+        if len(self._hung) >= HUNG_MAX:
+            raise SourceAway(f"{self._name}: {HUNG_MAX} reads hang; {self._advice()}")
         # The first frame of a camera is older than the ring; of a pipe it is the first part.
         reader = StreamReader(self._settings, self._changed, keep_first=self._settings.file is not None)
         with self._changed:
-            self._changed.wait_for(lambda: reader.shape or reader.ended, self._settings.open_s + self._settings.stall_s)
+            longest_s = self._settings.open_s + self._settings.stall_s
+            self._changed.wait_for(lambda: reader.shape or reader.ended or self._closed, longest_s)
             shape, why = reader.shape, reader.ended
             if shape is None:
                 reader.give_up()
         if shape is None:
-            reader.join(1.0)  # a thread that is inside the video library while Python ends takes the process down
-            raise SourceError(f"{self._name}: {why or 'no frame in time'}; {self._advice()}")
+            # A thread that is inside the video library while Python ends takes the process down.
+            if not reader.join(1.0):
+                self._hung.append(reader)
+            # A device or a network camera may come; what a pipe's writer does not write will not be missed.
+            away = SourceError if self._settings.file is not None else SourceAway
+            raise away(f"{self._name}: {why or 'no frame in time'}; {self._advice()}")
         self._reader = reader
         self._connected = 1
         channels = self._settings.pixel_format.channels
@@ -87,6 +99,8 @@ class StreamSource(Source):
     def close(self) -> None:
         """Ends the connection; waits a little for the reader to leave the ring."""
         with self._changed:
+            self._closed = True
+            self._changed.notify_all()
             reader, self._reader = self._reader, None
             if reader is not None:
                 reader.give_up()

@@ -264,11 +264,16 @@ def test_a_camera_that_is_lost_degrades_the_process_but_does_not_end_it(settings
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/s.mjpg"
         source = f'type = "opencv"\nurl = "{url}"\nstall_s = 0.5\nreconnect_max_s = 0.3'
+        off.set()
         line = run_line(settings_file(source=source))
+        away = line.health(lambda health: health.state.startswith("degraded: http://127.0.0.1"))
+        assert away.counters["source_faults"] == 1
+        off.clear()
+        line.health(lambda health: health.state == "running")
         first = line.announced(5)
         off.set()
         lost = line.health(lambda health: health.state.startswith("degraded: http://127.0.0.1"))
-        assert lost.counters["source_faults"] == 1
+        assert lost.counters["source_faults"] == 2
         assert line.capture.poll() is None
         off.clear()
         line.health(lambda health: health.state == "running" and health.counters.get("source_reconnects", 0) >= 1)
@@ -280,12 +285,24 @@ def test_a_camera_that_is_lost_degrades_the_process_but_does_not_end_it(settings
         assert "the camera is back" in line.stop()
 
 
+def test_a_camera_that_is_away_at_the_start_is_waited_for_without_a_word_of_its_password(
+    settings_file, shm_dir, run_line
+):
+    source = 'type = "opencv"\nurl = "rtsp://user:secret@127.0.0.1:9/x"\nopen_s = 0.5\nstall_s = 0.5'
+    line = run_line(settings_file(source=source))
+    away = line.health(lambda health: "is the camera on" in health.state)
+    assert away.state.startswith("degraded: ")
+    assert "secret" not in away.state + away.last_fault
+    log = line.stop()
+    assert "ready" in log
+    assert "secret" not in log
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
         ('type = "folder"\npath = "missing"', "missing: there is no such folder"),
         ('type = "opencv"\nfile = "gone.avi"', "gone.avi: there is no such file"),
-        ('type = "opencv"\nurl = "rtsp://user:secret@127.0.0.1:9/x"\nopen_s = 0.5\nstall_s = 0.5', "is the camera on"),
         (simulated(more='truth_file = "/proc/none/truth"'), "cannot write the truth file"),
     ],
 )
