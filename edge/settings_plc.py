@@ -63,10 +63,10 @@ class PlcSettings(Section):
         "is a fault.",
     )
     silence_ms: float = Field(
-        default=3000.0,
-        ge=1100,
+        default=700.0,
+        ge=200,
         le=60_000,
-        description="Milliseconds of silence of the alert process, which speaks every 1000, until outputs go to safe.",
+        description="Milliseconds of silence of the alert process, which speaks every 100, until outputs go to safe.",
     )
     reconnect_max_ms: float = Field(
         default=2000.0, ge=10, le=60_000, description="Longest wait between two attempts to connect, milliseconds."
@@ -105,6 +105,11 @@ class PlcSettings(Section):
             )
         if self.ack_ms > self.window_ms:
             raise ValueError(f"ack_ms = {self.ack_ms:g} must not be above window_ms = {self.window_ms:g}")
+        if self.mode == "reject_on_fail" and self.silence_ms + timeout > self.window_ms:
+            raise ValueError(
+                f"silence_ms = {self.silence_ms:g} and adapter.timeout_ms = {timeout:g} must together not be above "
+                f"window_ms = {self.window_ms:g} with reject_on_fail: parts would pass unjudged before the PLC knows"
+            )
         if self.eject.mode == "handshake" and not self.adapter.acknowledges:
             raise ValueError(
                 f'eject.mode = "handshake": {self.adapter.type} carries no part numbers and acknowledgements; '

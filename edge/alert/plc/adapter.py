@@ -37,6 +37,7 @@ class Fault(IntEnum):
     OVERFLOW = 5  # verdicts come faster than the PLC takes results
     MISSED = 6  # a pulse of the ejector was not sent: it would have come too late, or hit another part
     STOPPED = 7  # this side is stopping
+    STARTING = 8  # this side, or alert, has just started: verdicts on parts that are on their way may be lost
 
 
 @dataclass(frozen=True, slots=True)

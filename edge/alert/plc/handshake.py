@@ -11,6 +11,8 @@ and tells what came of it (`exchanged`, `failed`). The PLC's side is docs/plc/ed
     After a connection failed with a result in the block, its outcome is unknown: a fault, until the PLC's `ack` says
     that it had arrived or the same result, under the same `valid`, was sent again. A PLC that sees it twice, or much
     later, sees a known `valid`, or a part that is no longer on its way.
+    After a start, of this side or of alert, verdicts on parts that are on their way may be lost: a fault, long enough
+    for the PLC to see it.
     The heartbeat advances with each exchange while alert lives. Without it the PLC rejects, by its own decision.
 
 `valid` starts half its range away from the PLC's `ack`, so that a restarted line never repeats the number that the PLC
@@ -36,6 +38,7 @@ SEVERITY = (
     Fault.SILENT,
     Fault.UNKNOWN_OUTCOME,
     Fault.MISSED,
+    Fault.STARTING,
     Fault.NOT_ACKNOWLEDGED,
     Fault.OVERFLOW,
     Fault.LATE,
@@ -109,6 +112,10 @@ class Handshake:
         """Alert lives."""
         self._heard_ns = now_ns
 
+    def restarted(self, now_ns: int) -> None:
+        """Another alert has taken over: verdicts that its predecessor had written may never have been told."""
+        self.raise_fault(Fault.STARTING, "alert was started anew: verdicts may be lost", now_ns)
+
     def lose(self) -> None:
         """Alert says that it stops."""
         self._heard_ns = None
@@ -161,6 +168,7 @@ class Handshake:
         current = self._current
         if not self._synced:
             self._synced = True
+            self._faults[Fault.STARTING] = now_ns + FAULT_HOLD_NS
             self._valid = (inputs.ack + UINT16 // 2) & UINT16
             if self._valid == UINT16:  # the first result must not be 0: that was in the block just now
                 self._valid = 0
@@ -218,7 +226,8 @@ class Handshake:
 
     def fault(self, now_ns: int) -> Fault:
         """The gravest fault at the moment."""
-        present = {fault for fault, until in self._faults.items() if now_ns < until}
+        present = set() if self._synced else {Fault.STARTING}
+        present |= {fault for fault, until in self._faults.items() if now_ns < until}
         if self._current is not None and self._current.unknown:
             present.add(Fault.UNKNOWN_OUTCOME)
         if self._stopped:

@@ -30,6 +30,7 @@ class PlcProgram:
     silence_ms: int = 500
     travel: int = 2000
     pulse_ms: int = 50
+    direct: bool = False
 
     eject: bool = False
     healthy: bool = False
@@ -56,11 +57,16 @@ class PlcProgram:
         now_ms &= UINT32
         self._life(block, now_ms)
         self._camera(now_ms, belt, at_camera, reset)
+        if self.direct:
+            self._way.clear()
         self._take(block, now_ms)
         if not self.pass_on_good and (not self.healthy or block.fault != 0):
             for part in self._way:
                 part.verdict = part.verdict or 3
         self._decide(now_ms, belt)
+        if self.direct:
+            self.eject = block.eject if self.healthy else self.pass_on_good
+            return
         if self.eject and (now_ms - self._pulse_from) & UINT32 >= self.pulse_ms and not self.overflow:
             self.eject = False
         if self.overflow:

@@ -34,7 +34,7 @@ def structured_text() -> ModuleType:
     return module
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def plc_block(structured_text: ModuleType) -> Callable[..., Any]:
     """Makes an instance of docs/plc/edge_inspect.st with those inputs."""
     return lambda **inputs: structured_text.FunctionBlock(PROGRAM, **inputs)

@@ -120,6 +120,7 @@ class Server:
             "NowMs": now // 1_000_000,
             "Belt": now // 1_000_000 & 0x7FFF_FFFF,
             "Ready": block[0] & 1,
+            "EjectBit": block[0] >> 1 & 1,
             "Heartbeat": block[1],
             "Fault": block[2],
             "PartOf": block[4] << 16 | block[5],
