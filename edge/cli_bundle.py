@@ -158,17 +158,21 @@ def _build_ahead(bundle: Bundle, target: str, frame: FrameSpec | None, options: 
 @app.command()
 def export(
     bundle: BundlePath,
-    onnx: Annotated[Path, typer.Option(metavar="FILE", help="ONNX file to write (opset 20, float32).")],
+    onnx: Annotated[Path, typer.Option(metavar="FILE", help="ONNX file to write.")],
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 23.")] = 20,
+    precision: Annotated[str, typer.Option(help="fp32, or fp16 for encoder and head.")] = "fp32",
+    batch: Annotated[str, typer.Option(metavar="N|N:M", help="Frames per run.")] = "1:64",
     pixel_format: FormatOption = None,
     frame_size: SizeOption = None,
 ) -> None:
     """Write the whole pipeline, uint8 frame to scores and maps, as one ONNX file, checked with ONNX Runtime."""
     with _one_line_errors():
-        from pipelines.engines.onnx import export_onnx
+        from pipelines.engines.onnx import OnnxOptions, export_onnx
 
         opened = Bundle.open(bundle)
         with _progress() as progress:
-            report = export_onnx(opened, onnx, _frame(opened, pixel_format, frame_size), progress)
+            options = OnnxOptions(opset, precision, batch)
+            report = export_onnx(opened, onnx, _frame(opened, pixel_format, frame_size), progress, options)
     if report is None:
         typer.echo("not checked: ONNX Runtime is missing; pip install 'edge-inspect[onnx]'", err=True)
     else:

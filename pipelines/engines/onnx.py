@@ -1,8 +1,11 @@
 """A bundle's pipeline as one ONNX file, for other runtimes.
 
-Opset 20, float32, input `frames` uint8 [batch, H, W, C] (batch 1 to 64; H and W fixed where the bundle or the camera
-fixes them), outputs `scores` [batch, R] and `maps` [batch, R, h, w]. Standard operators only. The file is written only
-if ONNX Runtime, where it is installed, reproduces the bundle's reference scores with it.
+Input `frames` uint8 [batch, H, W, C] (H and W fixed where the bundle or the camera fixes them), outputs `scores`
+float32 [batch, R] and `maps` float32 [batch, R, h, w]. Standard operators only. Opset 20 by default (for the TensorRT
+of JetPack 6 and newer), down to 18. In fp16 the encoder and the head are halved and the rest stays float32, as
+in `tensorrt_graph`: the file is what a strongly typed TensorRT build wants (`trtexec --stronglyTyped`). The pixels are
+cast before anything else is done with them, because TensorRT takes uint8 for nothing but that.
+The file is written only if ONNX Runtime, where it is installed, reproduces the bundle's reference scores with it.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +24,7 @@ from pipelines.bundle import Bundle
 from pipelines.engines.base import Progress
 from pipelines.engines.frame import FrameSpec, adapt
 from pipelines.engines.registry import reference_for
+from pipelines.engines.tensorrt_targets import MAX_BATCH, Batch
 from pipelines.errors import EngineError
 from pipelines.parity import ParityReport, compare
 
@@ -27,11 +32,33 @@ if TYPE_CHECKING:
     from pipelines.pipeline import Pipeline
 
 OPSET = 20
-MAX_BATCH = 64
+OPSETS = range(18, 24)
+PRECISIONS = ("fp32", "fp16")
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """What the file is to be: operator set, precision of encoder and head, and frames per run."""
+
+    opset: int = OPSET
+    precision: str = "fp32"
+    batch: str = f"1:{MAX_BATCH}"
+
+    def check(self) -> Batch:
+        """The batch. Raises `EngineError` where something is not allowed."""
+        if self.opset not in OPSETS:
+            raise EngineError(f"ONNX opset {self.opset}: choose {OPSETS[0]} to {OPSETS[-1]}")
+        if self.precision not in PRECISIONS:
+            raise EngineError(f"ONNX files are written in {' or '.join(PRECISIONS)}, not {self.precision}")
+        return Batch.parse(self.batch)
 
 
 def export_onnx(
-    bundle: Bundle, path: Path, frame: FrameSpec | None = None, progress: Progress | None = None
+    bundle: Bundle,
+    path: Path,
+    frame: FrameSpec | None = None,
+    progress: Progress | None = None,
+    options: OnnxOptions | None = None,
 ) -> ParityReport | None:
     """Writes `path` and returns what the parity gate found with ONNX Runtime, or None where that is not installed.
 
@@ -39,13 +66,15 @@ def export_onnx(
     exported graph does not reproduce the reference scores; then nothing is written.
     """
     report: Progress = progress or (lambda what, done: None)
+    options = options or OnnxOptions()
+    batch = options.check()
     if path.exists():
         raise EngineError(f"{path}: exists already; choose another name or remove it first")
     config = adapt(bundle.config, frame)
     report("export the graph", 0.1)
-    content = _export(bundle.pipeline(config))
+    content = _export(bundle.pipeline(config), options, batch)
     report("check the reference frames", 0.7)
-    parity = _check(content, bundle, frame)
+    parity = _check(content, bundle, frame, options, batch)
     if parity is not None:
         parity.require()
     temporary = path.with_name(f".{path.name}.part")
@@ -60,8 +89,10 @@ def export_onnx(
     return parity
 
 
-def _export(pipeline: Pipeline) -> bytes:
+def _export(pipeline: Pipeline, options: OnnxOptions, batch: Batch) -> bytes:
     import torch
+
+    from pipelines.engines.tensorrt_graph import EngineGraph
 
     try:
         import onnx  # noqa: F401
@@ -69,24 +100,27 @@ def _export(pipeline: Pipeline) -> bytes:
     except ImportError as error:
         raise EngineError(f"ONNX export needs {error.name}; pip install 'edge-inspect[onnx]'") from error
     config = pipeline.config
-    pipeline.prepare()
+    graph = EngineGraph(pipeline, options.precision)
     height, width = config.frame or (64, 96)
-    shape: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
+    shape: dict[int, Any] = {}
+    if batch.dynamic:
+        shape[0] = torch.export.Dim("batch", min=batch.low, max=batch.high)
     if config.frame is None:
         rows, columns = torch.export.Dim("rows", min=2, max=32767), torch.export.Dim("columns", min=2, max=32767)
         bayer = config.pixel_format.is_bayer
         shape |= {1: 2 * rows if bayer else rows, 2: 2 * columns if bayer else columns}
-    example = torch.zeros(2, height, width, config.pixel_format.channels, dtype=torch.uint8)
+    count = max(2, batch.low) if batch.dynamic else batch.low  # a dynamic 1 would become a constant
+    example = torch.zeros(count, height, width, config.pixel_format.channels, dtype=torch.uint8)
     # The exporter reports on optional packages that the project does not use.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            pipeline,
+            graph,
             (example,),
             dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=(shape,),
+            opset_version=options.opset,
+            dynamic_shapes=(shape,) if shape else None,
             input_names=["frames"],
             output_names=["scores", "maps"],
             verbose=False,
@@ -96,16 +130,19 @@ def _export(pipeline: Pipeline) -> bytes:
     return content
 
 
-def _check(content: bytes, bundle: Bundle, frame: FrameSpec | None) -> ParityReport | None:
+def _check(
+    content: bytes, bundle: Bundle, frame: FrameSpec | None, options: OnnxOptions, batch: Batch
+) -> ParityReport | None:
     try:
         import onnxruntime
     except ImportError:
         return None
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     reference = reference_for(bundle, frame)
-    outputs = [session.run(None, {"frames": each[None]}) for each in reference.frames]
-    scores, maps = (_joined([output[i] for output in outputs]) for i in (0, 1))
-    return compare("onnxruntime", "fp32", reference.scores, reference.maps, scores, maps, bundle.limit)
+    # A file for several frames at once gets the same one several times.
+    outputs = [session.run(None, {"frames": np.stack([each] * batch.low)}) for each in reference.frames]
+    scores, maps = (_joined([output[i][:1] for output in outputs]) for i in (0, 1))
+    return compare("onnxruntime", options.precision, reference.scores, reference.maps, scores, maps, bundle.limit)
 
 
 def _joined(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
