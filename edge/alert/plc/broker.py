@@ -36,6 +36,17 @@ class Will:
     qos: int = 1
 
 
+class _Socket(ssl.SSLSocket):
+    """Closes itself where the handshake fails: the MQTT library forgets it then, and open sockets would pile up."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
+
+
 class Broker:
     """A connection to the broker that `settings` name. Used from one thread."""
 
@@ -169,6 +180,7 @@ class Broker:
         path = settings.ca_file
         try:
             context = ssl.create_default_context(cafile=str(path) if path else None)
+            context.sslsocket_class = _Socket
             if settings.certificate_file is not None and settings.key_file is not None:
                 private_file(settings.key_file, "key_file", self._name)
                 path = settings.certificate_file

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import shutil
 import signal
@@ -247,3 +248,33 @@ class Behaviour:
 @pytest.fixture(scope="session")
 def behaviour() -> Behaviour:
     return Behaviour()
+
+
+@pytest.fixture(scope="module")
+def broker(
+    peer: Callable[..., Peer],
+    program: Callable[[str], str],
+    free_port: Callable[[], int],
+    certificates: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Any:
+    """Mosquitto with TLS and a password, not yet started; `port`, and `login` for its own client programs."""
+    folder = tmp_path_factory.mktemp("mosquitto")
+    port = free_port()
+    passwords = folder / "passwords"
+    for user in ("edge", "plc"):
+        command = [program("mosquitto_passwd"), "-b", *(["-c"] if user == "edge" else []), str(passwords), user]
+        subprocess.run([*command, "let me in"], check=True, capture_output=True)
+    (folder / "mosquitto.conf").write_text(
+        f"listener {port} 127.0.0.1\nuser {getpass.getuser()}\nallow_anonymous false\npassword_file {passwords}\n"
+        f"certfile {certificates}/server.pem\nkeyfile {certificates}/server.key\n"
+    )
+    (folder / "password").write_text("let me in\n")
+    (folder / "password").chmod(0o600)
+    found = peer([program("mosquitto"), "-c", str(folder / "mosquitto.conf")])
+    found.port, found.password = port, folder / "password"
+    found.login = ["-h", "127.0.0.1", "-p", str(port), "-u", "plc", "-P", "let me in", "-V", "mqttv5"]
+    found.login += ["--cafile", str(certificates / "ca.pem")]
+    found.settings = {"host": "127.0.0.1", "port": port, "ca_file": certificates / "ca.pem", "user": "edge"}
+    found.settings |= {"password_file": found.password, "timeout_ms": 1000}
+    return found
