@@ -21,8 +21,10 @@ from pydantic_settings.exceptions import SettingsError as SourceFault
 from edge.errors import SettingsError
 from edge.frames import slots_needed
 from edge.settings_faults import Faults, Origin, read_toml
+from edge.settings_plc import PlcSettings
 from edge.settings_sources import FilePath, FolderSource, OpencvSource, Section, SimulatedSource, SourceSettings
 from edge.settings_sources import base_folder as _base_folder
+from edge.settings_tracking import TriggerSettings, check_groups
 
 __all__ = [
     "AlertSettings",
@@ -34,6 +36,7 @@ __all__ = [
     "LineSettings",
     "LogSettings",
     "OpencvSource",
+    "PlcSettings",
     "Settings",
     "SimulatedSource",
     "SourceSettings",
@@ -85,7 +88,12 @@ class CameraSettings(Section):
         le=4096,
         description="Frames kept in shared memory; as many as the rate and the deadline need if absent.",
     )
+    group: PlainName | None = Field(
+        default=None,
+        description="Cameras of the same group see the same parts at the same moment; the worst of them decides.",
+    )
     source: SourceSettings = Field(description="Where its frames come from.")
+    trigger: TriggerSettings = Field(default=TriggerSettings(), description="Which part a frame shows.")
 
 
 class InferenceSettings(Section):
@@ -131,6 +139,13 @@ class AlertSettings(Section):
     )
     endpoint: TcpEndpoint | None = Field(
         default=None, description="tcp://HOST:PORT of this computer where inference runs on another one."
+    )
+    sync_ms: float = Field(
+        default=5.0,
+        ge=0.01,
+        le=1000,
+        description="Milliseconds by which the triggers of a group's cameras may differ; parts must be further apart "
+        "than twice this. Not used where parts are numbered by the PLC or the encoder.",
     )
 
 
@@ -185,6 +200,7 @@ class Settings(BaseSettings):
     cameras: list[CameraSettings] = Field(min_length=1, max_length=64, description="One table per camera.")
     inference: InferenceSettings = Field(default=InferenceSettings(), description="How frames are scored.")
     alert: AlertSettings = Field(default=AlertSettings(), description="How verdicts are given.")
+    plc: PlcSettings | None = Field(default=None, description="The line's PLC; a line without one only records.")
     archive: ArchiveSettings = Field(default=ArchiveSettings(), description="Which frames are kept.")
     log: LogSettings = Field(default=LogSettings(), description="What processes log.")
 
@@ -294,6 +310,9 @@ def _check_whole(settings: Settings, faults: Faults) -> None:
                 settings.ring_slots(camera, rate)
             except SettingsError as error:
                 faults.add((*at, "ring_slots"), str(error).split(": ", 2)[2])
+        if settings.plc is not None and (text := settings.plc.too_late(settings.deadline_ms(camera))):
+            faults.add(("plc", "window_ms"), f"camera {camera.name}: {text}")
+    check_groups(settings, faults)
     for key, endpoint in (("inference", settings.inference.endpoint), ("alert", settings.alert.endpoint)):
         if endpoint is not None and settings.line.keys_dir is None:
             faults.add((key, "endpoint"), "tcp:// needs keys: run `edge keys create FOLDER`, and set [line] keys_dir")

@@ -37,6 +37,8 @@ _SAMPLES: dict[str, Any] = {
     "keys_dir": "keys",
     "truth_file": "truth.jsonl",
     "bundle": "bundles/tile",
+    "group": "station-1",
+    "encoder_step": 500,
     "endpoint": "tcp://192.0.2.10:5555",
     "deadline_ms": 300.0,
     "ring_slots": 16,
@@ -52,6 +54,15 @@ _SAMPLES: dict[str, Any] = {
     "packet_delay_ns": 5000,
     "receive_buffer_mb": 16.0,
     "encoder_chunk": "EncoderValue",
+    "host": "192.168.10.30",
+    "eject_coil": 0,
+    "safe_eject": True,
+    "name": "ads",
+    "delay_ms": 1500.0,
+    "distance_mm": 750.0,
+    "belt_mm_s": 500.0,
+    "encoder_counts": 3000,
+    "counts_per_mm": 4.0,
     "producer": "/opt/vendor/lib/producer.cti",
 }
 _WIDTH = 100
@@ -69,6 +80,8 @@ def example() -> str:
         model = plain_type(field.annotation)
         if name == "cameras":
             lines += _cameras(plain_type(typing.get_args(model)[0]))
+        elif name == "plc":
+            lines += _plc(model)
         else:
             lines += [*_comment(_purpose(model)), f"[{name}]", *_keys(name, model), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -78,15 +91,29 @@ def _cameras(model: type[BaseModel]) -> list[str]:
     lines = [*_comment("One table per camera."), "[[cameras]]", *_keys("cameras", model), ""]
     lines += [*_comment(_purpose(SimulatedSource)), "[cameras.source]", *_keys("cameras.source", SimulatedSource), ""]
     for other in (FolderSource, OpencvSource, GigeSource, GentlSource):
-        lines += [*_comment("Or instead: " + _purpose(other)), "# [cameras.source]"]
-        lines += [line if line.startswith("#") else f"# {line}" for line in _keys("", other) if line]
-        lines.append("")
+        lines += _as_comments(other, "[cameras.source]", "Or instead: ")
+    trigger = plain_type(model.model_fields["trigger"].annotation)
+    lines += [*_comment(_purpose(trigger)), "[cameras.trigger]", *_keys("cameras.trigger", trigger), ""]
     return lines
+
+
+def _plc(model: type[BaseModel]) -> list[str]:
+    """All of it as comments: most lines begin without a PLC."""
+    adapters = typing.get_args(plain_type(model.model_fields["adapter"].annotation))
+    lines = _as_comments(model, "[plc]")
+    for number, adapter in enumerate(adapters):
+        lines += _as_comments(adapter, "[plc.adapter]", "Or instead: " * (number > 0))
+    return lines + _as_comments(plain_type(model.model_fields["eject"].annotation), "[plc.eject]")
+
+
+def _as_comments(model: type[BaseModel], header: str, before: str = "") -> list[str]:
+    lines = [*_comment(before + _purpose(model)), f"# {header}"]
+    return [*lines, *(line if line.startswith("#") else f"# {line}" for line in _keys("", model) if line), ""]
 
 
 def _keys(section: str, model: type[BaseModel]) -> Iterator[str]:
     for name, field in model.model_fields.items():
-        if name == "source":
+        if name in ("source", "trigger"):
             continue
         holds = allowed(field)
         holds = "" if name == "type" else f" {holds[0].upper()}{holds[1:]}."

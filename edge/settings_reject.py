@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from edge.settings_sources import Section
+from edge.settings_base import Section
 
 WAYS = (
     "delay_ms; or distance_mm and belt_mm_s; or encoder_counts; or distance_mm and counts_per_mm (see docs/tracking.md)"
