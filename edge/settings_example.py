@@ -38,7 +38,7 @@ _SAMPLES: dict[str, Any] = {
     "truth_file": "truth.jsonl",
     "bundle": "bundles/tile",
     "group": "station-1",
-    "encoder_step": 500,
+    "step_counts": 500,
     "endpoint": "tcp://192.0.2.10:5555",
     "deadline_ms": 300.0,
     "ring_slots": 16,

@@ -21,13 +21,13 @@ class TriggerSettings(Section):
         default="frame",
         description="Whose number a part has: the frames' own (as they come), the PLC's, or encoder steps.",
     )
-    encoder_step: int | None = Field(
+    step_counts: int | None = Field(
         default=None,
         ge=-(2**30),
         le=2**30,
         description="Encoder counts from part to part; negative where the encoder counts down.",
     )
-    encoder_zero: int = Field(
+    zero_counts: int = Field(
         default=0, ge=-(2**31), le=2**31 - 1, description="Encoder count at which a part is triggered; part number 0."
     )
     offset_ms: float = Field(
@@ -60,10 +60,10 @@ class TriggerSettings(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> TriggerSettings:
-        if (self.numbered_by == "encoder") != (self.encoder_step is not None):
-            raise ValueError('encoder_step goes with numbered_by = "encoder", and is needed there')
-        if self.encoder_step == 0:
-            raise ValueError("encoder_step must not be 0")
+        if (self.numbered_by == "encoder") != (self.step_counts is not None):
+            raise ValueError('step_counts goes with numbered_by = "encoder", and is needed there')
+        if self.step_counts == 0:
+            raise ValueError("step_counts must not be 0")
         if self.wait_ms <= self.answer_ms + self.tolerance_ms:
             raise ValueError(
                 f"wait_ms = {self.wait_ms:g} must be above answer_ms and tolerance_ms together "
@@ -100,7 +100,7 @@ def check_groups(settings: Settings, faults: Faults) -> None:
             alone[camera.group] = number
             continue
         alone.pop(camera.group, None)
-        for key in ("numbered_by", "encoder_step", "encoder_zero"):
+        for key in ("numbered_by", "step_counts", "zero_counts"):
             mine, theirs = getattr(camera.trigger, key), getattr(other.trigger, key)
             if mine != theirs:
                 text = f"{mine!r}, but camera {other.name} of the same group {camera.group} has {theirs!r}"

@@ -40,12 +40,12 @@ def test_parts_are_numbered_by_their_frames_where_nothing_is_said(tmp_path: Path
     [
         ('group = "a"', "", "'a' has no other camera"),
         (
-            'group = "a"\ntrigger = { numbered_by = "encoder", encoder_step = 5 }',
-            'group = "a"\ntrigger = { numbered_by = "encoder", encoder_step = 6 }',
+            'group = "a"\ntrigger = { numbered_by = "encoder", step_counts = 5 }',
+            'group = "a"\ntrigger = { numbered_by = "encoder", step_counts = 6 }',
             "must number parts alike",
         ),
-        ('trigger = { numbered_by = "encoder" }', "", "encoder_step goes with"),
-        ("trigger = { encoder_step = 5 }", "", "encoder_step goes with"),
+        ('trigger = { numbered_by = "encoder" }', "", "step_counts goes with"),
+        ("trigger = { step_counts = 5 }", "", "step_counts goes with"),
         ("trigger = { wait_ms = 60 }", "", "must be above answer_ms and tolerance_ms"),
         ('trigger = { realign = "gap", gap_ms = 100 }', "", "must be above wait_ms"),
     ],
