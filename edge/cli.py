@@ -21,6 +21,7 @@ _GROUPS = {  # command: module with a Typer `app`, and what the list of commands
     "verdicts": ("edge.cli_verdicts", "Read the ledger: filters, JSON, CSV."),
     "replay": ("edge.cli_replay", "Judge recorded frames again, with this bundle or another one."),
     "bundle": ("edge.cli_bundle", "Show, verify and build bundles."),
+    "camera": ("edge.cli_camera", "Find cameras, look into them, take pictures."),
     "config": ("edge.cli_config", "Check a settings file, or print an example."),
     "keys": ("edge.cli_keys", "Keys for a line that spans two computers."),
     "weights": ("edge.cli_weights", "Encoder weights: list, look into, convert."),
