@@ -16,20 +16,18 @@ that touch it; a region that no defect touches keeps its limit. Else all limits 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from calibration.binomial import clopper_pearson
 from calibration.errors import DataError
 from calibration.metrics import image_ranking
 from calibration.thresholds import Choice, Origin, choose_limit
 
 FOLDS = 10
-LEVEL = 0.95
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -208,32 +206,3 @@ def _validate(rule: Rule, data: Labelled, rate: float, seed: int) -> tuple[Count
         false_rejects, misses = _errors(data.take(fold == number), limits)
         wrong, missed = wrong + false_rejects.wrong, missed + misses.wrong
     return Count(wrong, data.good), Count(missed, data.bad)
-
-
-def clopper_pearson(wrong: int, count: int, level: float = LEVEL) -> tuple[float, float]:
-    """The exact interval of a binomial share: (0, 1) where nothing was counted."""
-    tail = (1.0 - level) / 2.0
-    if count == 0:
-        return 0.0, 1.0
-    low = 0.0 if wrong == 0 else _solve(lambda p: 1.0 - binomial_cdf(wrong - 1, count, p) - tail)
-    high = 1.0 if wrong == count else _solve(lambda p: tail - binomial_cdf(wrong, count, p))
-    return low, high
-
-
-def binomial_cdf(most: int, count: int, p: float) -> float:
-    """P(at most `most` of `count`), each with probability `p` strictly between 0 and 1."""
-    k = np.arange(most + 1)
-    fixed = np.array([math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1) for i in k])
-    return float(np.exp(fixed + k * math.log(p) + (count - k) * math.log1p(-p)).sum())
-
-
-def _solve(rising: Callable[[float], float]) -> float:
-    """Where a rising function of (0, 1) is zero, by halving."""
-    low, high = 1e-12, 1.0 - 1e-12
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        if rising(middle) < 0.0:
-            low = middle
-        else:
-            high = middle
-    return 0.5 * (low + high)

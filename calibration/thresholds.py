@@ -19,11 +19,15 @@ from enum import Enum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from calibration.binomial import beta_binomial_tail, upper_bound
 from calibration.errors import FitError, TooFewImages
 
 TAIL_SHARE = 0.25
 TAIL_MINIMUM = 10
 """A Pareto tail is fitted to the largest quarter of the scores, and only to ten or more."""
+
+CONFIDENCE = 0.95
+"""Share of calibrations in which the rate told beside the promise is kept."""
 
 
 class Origin(str, Enum):
@@ -91,14 +95,34 @@ def conformal_limit(scores: ArrayLike, rate: float) -> float:
     """
     check_rate(rate)
     values = _checked(scores)
-    rank = math.ceil((values.size + 1) * (1.0 - rate) - 1e-9)
+    rank = _rank(values.size, rate)
     if rank > values.size:
         raise TooFewImages(
             f"{values.size} held-out images cannot promise a false-reject rate of {percent(rate)}: the smallest rate "
             f"they can promise is {percent(smallest_rate(values.size))}; bring {images_for(rate)} held-out images, or "
             "ask for a higher rate"
         )
-    return float(values[max(rank, 1) - 1])
+    return float(values[rank - 1])
+
+
+def exceeding_share(rate: float, count: int, fresh: int) -> float:
+    """The chance that more than a share `rate` of `fresh` new good parts exceed the limit that `count` scores chose.
+
+    With the limit at rank k of n scores, the true rate is Beta(n + 1 - k, k) over calibrations (Vovk, 2012), so the
+    number of new parts that exceed it is beta-binomial: the promise holds on average, not each time.
+    """
+    over = count + 1 - _rank(count, rate)
+    return beta_binomial_tail(math.floor(rate * fresh + 1e-9) + 1, fresh, over, count + 1 - over)
+
+
+def confident_rate(rate: float, count: int, confidence: float = CONFIDENCE) -> float:
+    """The rate that the limit of `count` scores for `rate` keeps to in a share `confidence` of all calibrations."""
+    return upper_bound(count - _rank(count, rate), count, 1.0 - confidence)
+
+
+def _rank(count: int, rate: float) -> int:
+    """Which of `count` scores in rising order is the limit; above `count` where none is high enough."""
+    return max(math.ceil((count + 1) * (1.0 - rate) - 1e-9), 1)
 
 
 def fit_tail(scores: ArrayLike) -> Tail:
@@ -135,7 +159,8 @@ def choose_limit(scores: ArrayLike, rate: float, origin: Origin, strict: bool = 
         limit, guaranteed, method = conformal_limit(values, rate), True, "split conformal quantile"
         words = (
             f"At most {percent(rate)} of good parts are rejected on average, as long as they look like the "
-            f"{values.size} held-out images; no assumption on their scores is made."
+            f"{values.size} held-out images; no assumption on their scores is made. In {percent(CONFIDENCE)} of all "
+            f"such calibrations at most {percent(confident_rate(rate, values.size))} are."
         )
     elif strict:
         raise TooFewImages(

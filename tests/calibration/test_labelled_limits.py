@@ -11,15 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from calibration.binomial import cdf, clopper_pearson
 from calibration.cli import app
 from calibration.errors import CalibrationError, DataError
 from calibration.fit import fit
 from calibration.labelled_limits import (
     Labelled,
     Rule,
-    binomial_cdf,
     choose,
-    clopper_pearson,
     f1_limit,
     zero_miss_limit,
 )
@@ -99,7 +98,8 @@ def test_exact_intervals():
     for wrong, count, low, high in known:
         assert clopper_pearson(wrong, count) == pytest.approx((low, high), abs=1e-4)
     assert clopper_pearson(0, 0) == (0.0, 1.0)
-    assert binomial_cdf(1, 2, 0.5) == pytest.approx(0.75)
+    assert cdf(-1, 5, 0.5) == 0.0
+    assert cdf(1, 2, 0.5) == pytest.approx(0.75)
 
 
 def test_regions_by_their_own_defects_or_by_one_factor():

@@ -3,12 +3,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibration.binomial import central_range
 from calibration.errors import FitError, TooFewImages
 from calibration.plan import make_plan
 from calibration.thresholds import (
     Origin,
     choose_limit,
+    confident_rate,
     conformal_limit,
+    exceeding_share,
     fit_tail,
     images_for,
     smallest_rate,
@@ -46,6 +49,53 @@ def test_the_promise_holds_on_average_and_is_not_wasteful():
         deviation = np.sqrt(rate / 8000)
         assert rejected <= rate + 4 * deviation
         assert rejected >= rate - 1 / (count + 1) - 4 * deviation
+
+
+SHAPES = {
+    "gamma": lambda rng, size: rng.standard_gamma(0.5, size),
+    "normal": lambda rng, size: rng.normal(3.0, 0.01, size),
+    "heavy": lambda rng, size: rng.standard_cauchy(size),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("rate", "count", "fresh"), [(0.01, 99, 300), (0.05, 40, 100), (0.1, 9, 50), (0.02, 120, 60)])
+def test_the_promise_is_broken_as_often_as_theory_allows(shape, rate, count, fresh):
+    """Calibrations whose realised rate exceeds the promise, against the beta-binomial law.
+
+    They are binomial around it, so with the range below a sound implementation fails once in 10^7 of these rows.
+    """
+    splits = 2000
+    rng = np.random.default_rng([count, fresh])
+    scores = SHAPES[shape](rng, (splits, count + fresh))
+    above = 0
+    for row in scores:
+        limit = conformal_limit(row[:count], rate)
+        above += (row[count:] > limit).sum() > rate * fresh + 1e-9
+    low, high = central_range(splits, exceeding_share(rate, count, fresh), 1.0 - 1e-7)
+    assert low <= above <= high
+    assert high - low < 0.26 * splits
+
+
+def test_a_limit_one_rank_too_low_would_be_noticed():
+    """The range of the test above is narrow enough for that."""
+    splits, rate, count, fresh = 2000, 0.05, 40, 100
+    scores = np.sort(np.random.default_rng(5).random((splits, count)), axis=1)
+    new = np.random.default_rng(6).random((splits, fresh))
+    above = sum((new[i] > scores[i, -3]).sum() > rate * fresh for i in range(splits))
+    low, high = central_range(splits, exceeding_share(rate, count, fresh), 1.0 - 1e-7)
+    assert not low <= above <= high
+
+
+def test_the_rate_of_nearly_all_calibrations():
+    assert confident_rate(0.01, 99) == pytest.approx(1 - 0.05 ** (1 / 99))
+    rng = np.random.default_rng(4)
+    rates = [1 - conformal_limit(rng.random(60), 0.1) for _ in range(4000)]  # of uniform scores: the limit's true rate
+    assert np.mean(np.array(rates) <= confident_rate(0.1, 60)) == pytest.approx(0.95, abs=0.017)
+    assert (
+        "In 95 % of all such calibrations at most 2.98 % are"
+        in choose_limit(rng.random(99), 0.01, Origin.HELD_OUT).words
+    )
 
 
 def test_the_smallest_rate_is_named():
