@@ -58,6 +58,29 @@ _SAMPLES: dict[str, Any] = {
     "eject_coil": 0,
     "safe_eject": True,
     "name": "ads",
+    "OpcuaAdapterSettings.url": "opc.tcp://192.168.10.30:4840",
+    "user": "edge",
+    "password_file": "plc.password",
+    "password_env": "PLC_PASSWORD",
+    "certificate_file": "client.pem",
+    "key_file": "client.key",
+    "ca_file": "ca.pem",
+    "application_uri": "urn:plant:line-1",
+    "outputs_db": 10,
+    "inputs_db": 11,
+    "port": 8883,
+    "client_id": "line-1",
+    "prefix": "plant/line-1",
+    "node": "line-1",
+    "ready": 5,
+    "heartbeat": 6,
+    "passed": 13,
+    "rejected": 19,
+    "valid": 26,
+    "fault": 16,
+    "eject": 20,
+    "run": 21,
+    "trigger": 12,
     "delay_ms": 1500.0,
     "distance_mm": 750.0,
     "belt_mm_s": 500.0,
@@ -113,7 +136,7 @@ def _as_comments(model: type[BaseModel], header: str, before: str = "") -> list[
 
 def _keys(section: str, model: type[BaseModel]) -> Iterator[str]:
     for name, field in model.model_fields.items():
-        if name in ("source", "trigger"):
+        if _is_table(field):
             continue
         holds = allowed(field)
         holds = "" if name == "type" else f" {holds[0].upper()}{holds[1:]}."
@@ -124,15 +147,22 @@ def _keys(section: str, model: type[BaseModel]) -> Iterator[str]:
         elif name == "type":
             yield f"{name} = {_toml(typing.get_args(field.annotation)[0])}"
         elif field.is_required() or field.default is None:
-            yield f"# {name} = {_toml(_sample(name, field))}"
+            yield f"# {name} = {_toml(_sample(name, field, model))}"
         else:
             yield f"# {name} = {_toml(field.default)}"
 
 
-def _sample(name: str, field: FieldInfo) -> Any:
+def _is_table(field: FieldInfo) -> bool:
+    """Whether the key is a table of its own."""
+    kind = plain_type(field.annotation)
+    return field.discriminator is not None or (isinstance(kind, type) and issubclass(kind, BaseModel))
+
+
+def _sample(name: str, field: FieldInfo, model: type[BaseModel]) -> Any:
     """A value that the key may hold, for a key without a default."""
-    if name in _SAMPLES:
-        return _SAMPLES[name]
+    for key in (f"{model.__name__}.{name}", name):
+        if key in _SAMPLES:
+            return _SAMPLES[key]
     kind = plain_type(field.annotation)
     return next(iter(kind)) if isinstance(kind, type) and issubclass(kind, Enum) else typing.get_args(kind)[0]
 

@@ -38,6 +38,8 @@ UNITS = {
     "s": "seconds",
     "hz": "per second",
     "px": "pixels",
+    "mm": "millimetres",
+    "counts": "encoder counts",
     "percent": "percent",
     "bytes": "bytes",
     "mb": "megabytes, 10^6 bytes",
