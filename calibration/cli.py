@@ -126,6 +126,14 @@ def fit(
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help="Stops training after so long; not repeatable then.")
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="foundad, vitad: stops when a fifth of the images, not trained on, has not gained for so many checks; "
+            "one check each 25 steps. [never]",
+        ),
+    ] = None,
     foreground: Annotated[
         Foreground | None, typer.Option(help="foundad: where defects are pasted. [suggested by the images]")
     ] = None,
@@ -162,6 +170,7 @@ def fit(
         more_images=tuple(images[1:]) if images else (),
         auxiliary=auxiliary,
         steps=steps,
+        patience=patience,
         precision=precision.value,
         keep_features=not recompute_features,
         out=out,

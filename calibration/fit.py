@@ -18,6 +18,7 @@ from calibration import foundad, memory_bank, trained
 from calibration.checkpoints import StateFolder
 from calibration.crops import Crops
 from calibration.datasets import NormalImages, load_normals
+from calibration.early_stop import EarlyStop, split_watched
 from calibration.errors import FitError
 from calibration.foreground import suggest_foreground
 from calibration.kept_encoder import KeptEncoder, encoder_id
@@ -112,6 +113,7 @@ def fit(options: FitOptions, report: Report, say: Say) -> FitSummary:
         say(describe(images, plan))
     options, pipeline = _settle(options, pipeline, images, plan, say)
     training = _training(options, regions, plan, auxiliary)
+    early = _early_stop(options, plan)
     state = StateFolder.beside(options.out, _identity(options, pipeline, images, plan, training))
     device = open_device(workers.device(options.device))
     if workers.first:
@@ -120,7 +122,7 @@ def fit(options: FitOptions, report: Report, say: Say) -> FitSummary:
         elif options.resume:
             say("there is no interrupted fit to go on from; starting from the beginning")
     workers.wait()
-    scores, losses = _train(options, pipeline.to(device), images, plan, state, report, auxiliary, workers)
+    scores, losses = _train(options, pipeline.to(device), images, plan, state, report, auxiliary, workers, early)
     pipeline.cpu().eval().requires_grad_(False)
     if scores is None:
         scores = score_frames(pipeline, images, _unseen(images, plan, options), report)
@@ -130,6 +132,9 @@ def fit(options: FitOptions, report: Report, say: Say) -> FitSummary:
     provenance: dict[str, Any] = {"made_by": "calibrate fit", "method": options.method, "seed": options.seed}
     if training is not None:
         provenance["training"] = training
+    if early is not None:
+        say(f"stopped after step {len(losses)}; the weights are those of step {early.best_step}")
+        provenance["early_stop"] = {**early.told(), "steps": len(losses)}
     if workers.first:
         write(options.out, pipeline, images, plan, choices, scores, options.rate, options.seed, provenance)
         state.remove()
@@ -173,9 +178,23 @@ def _training(
     options: FitOptions, regions: int, plan: Plan, auxiliary: AuxiliarySamples | None
 ) -> dict[str, Any] | None:
     """How the head is trained, for the bundle; None where nothing is."""
+    told: dict[str, Any] | None
     if options.method == "foundad":
-        return {**asdict(options.training), "foreground": options.training.foreground.value}
-    return trained.settings_of(options, regions, plan, auxiliary)
+        told = {**asdict(options.training), "foreground": options.training.foreground.value}
+    else:
+        told = trained.settings_of(options, regions, plan, auxiliary)
+    return told if told is None or options.patience is None else {**told, "patience": options.patience}
+
+
+def _early_stop(options: FitOptions, plan: Plan) -> EarlyStop | None:
+    """The early stop asked for. Raises `FitError` where the method or the number of images allows none."""
+    if options.patience is None:
+        return None
+    if options.method not in ("foundad", "vitad"):
+        why = {"memory_bank": "is not trained", "visualad": "is trained for rounds over its auxiliary set"}
+        raise FitError(f"--patience is for foundad and vitad; {options.method} {why[options.method]}")
+    split_watched(plan.fit, options.seed)
+    return EarlyStop(options.patience)
 
 
 def check_new(out: Path) -> None:
@@ -259,20 +278,24 @@ def _train(
     report: Report,
     auxiliary: AuxiliarySamples | None,
     workers: Workers,
+    early: EarlyStop | None,
 ) -> tuple[NDArray[np.float64] | None, list[float]]:
     """Fits the head; returns the scores [n, R] for the limit where the fit yields them, and the losses."""
     head = pipeline.head
     if isinstance(head, FoundAD):
-        crops = Crops(pipeline)
-        for done, frame in enumerate(images.frames(plan.fit), start=1):
-            crops.extend([frame])
+        train, watched = split_watched(plan.fit, options.seed) if early is not None else (plan.fit, ())
+        crops, others = Crops(pipeline), Crops(pipeline)
+        for done, (number, frame) in enumerate(
+            zip((*train, *watched), images.frames((*train, *watched)), strict=True), 1
+        ):
+            (others if number in watched else crops).extend([frame])
             report("crops", done, len(plan.fit), "")
-        return None, foundad.train(head, pipeline.encoder, crops, options.training, state, report)
+        return None, foundad.train(head, pipeline.encoder, crops, options.training, state, report, early, others)
     if isinstance(head, VisualAD):
         assert auxiliary is not None
         return None, trained.train_visualad(options, pipeline, auxiliary, state, report, workers)
     if isinstance(head, ViTAD):
-        return None, trained.train_vitad(options, pipeline, images, plan, state, report, workers)
+        return None, trained.train_vitad(options, pipeline, images, plan, state, report, workers, early)
     assert isinstance(head, MemoryBank)
     kept = memory_bank.features(pipeline, images, plan.fit, state, report)
     origin = memory_bank.fill(head, kept, pipeline.scoring.keep, options.seed, report)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 from calibration.augment import augment, sample_augmentation
 from calibration.checkpoints import StateFolder
 from calibration.crops import Crops
+from calibration.early_stop import EarlyStop
 from calibration.errors import FitError
 from calibration.foreground import Foreground, denormalise, foreground_mask
 from calibration.synthesis import paste, sample
@@ -34,6 +35,9 @@ from pipelines.heads.foundad import FoundAD
 Loss = Literal["l2", "smooth_l1"]
 Report = Callable[[str, int, int, str], None]
 """report(what, done, total, note)"""
+
+WATCHED_BATCHES = 4
+"""Batches of watched pictures that an early stop decides by, each with and without pasted defects."""
 
 _VIEWS, _BATCH, _DROPOUT = 1, 2, 3
 """Purposes of random numbers; one stream each."""
@@ -180,8 +184,18 @@ def dropout_mask(shape: torch.Size, step: int, options: TrainingOptions) -> Tens
 class Trainer:
     """Steps, checkpoints and progress of one training run."""
 
-    def __init__(self, head: FoundAD, views: Views, options: TrainingOptions, state: StateFolder | None = None) -> None:
+    def __init__(
+        self,
+        head: FoundAD,
+        views: Views,
+        options: TrainingOptions,
+        state: StateFolder | None = None,
+        early: EarlyStop | None = None,
+        watched: Views | None = None,
+    ) -> None:
+        """`watched` gives batches of pictures that are not trained on, which `early` decides by."""
         self.head, self.views, self.options, self._state = head, views, options, state
+        self._early, self._watched = early, watched
         self.step = 0
         self.losses: list[float] = []
         self._parameters = dict(head.projector.named_parameters())
@@ -190,17 +204,21 @@ class Trainer:
         )
 
     def run(self, report: Report, save_every_s: float = 20.0) -> None:
-        """Trains from where it stands to the last step (or the time budget), checkpointing now and then.
+        """Trains from where it stands to the last step (or the early stop, or the time), checkpointing now and then.
 
         Raises `FitError` where the loss is no longer finite.
         """
         options = self.options
         self.head.projector.train().requires_grad_(True)
         started = saved = time.monotonic()
-        while self.step < options.steps:
+        early = self._early
+        while self.step < options.steps and not (early is not None and early.over):
             loss = self._one()
             self.losses.append(loss)
             self.step += 1
+            if early is not None:
+                projector, last = self.head.projector, self.step == options.steps
+                early.look(self.step, last, self._measure, projector, self._parameters)
             report("training", self.step, options.steps, f"loss {np.mean(self.losses[-20:]):.4f}")
             now = time.monotonic()
             if now - saved > save_every_s:
@@ -209,7 +227,16 @@ class Trainer:
             if options.minutes is not None and now - started > 60.0 * options.minutes:
                 break
         self.save()
+        if early is not None:
+            early.put_back(self._parameters)
         self.head.projector.eval().requires_grad_(False)
+
+    def _measure(self) -> float:
+        """The loss on the watched pictures, half of them with a pasted defect."""
+        assert self._watched is not None
+        batches = [self._watched.batch(number, pasted) for number in range(WATCHED_BATCHES) for pasted in (False, True)]
+        losses = [training_loss(self.head, clean, shown, None, self.options) for clean, shown in batches]
+        return float(torch.stack(losses).mean())
 
     def _one(self) -> float:
         options = self.options
@@ -233,7 +260,11 @@ class Trainer:
         for name, parameter in self._parameters.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = value.detach().cpu()
-        self._state.save("training", tensors, {"step": self.step, "losses": self.losses})
+        values: dict[str, Any] = {"step": self.step, "losses": self.losses}
+        if self._early is not None:
+            tensors.update(self._early.tensors())
+            values["early"] = self._early.values()
+        self._state.save("training", tensors, values)
 
     def restore(self) -> bool:
         """Goes on from the fit's state; False where there is none. Raises `FitError` where it does not fit."""
@@ -256,6 +287,8 @@ class Trainer:
                 kept = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
                 moments = {key: value.to(parameter.device, copy=True) for key, value in kept.items() if key != "step"}
                 self._optimizer.state[parameter] = {"step": kept["step"].clone(), **moments}
+        if self._early is not None:
+            self._early.restore(tensors, values["early"])
         self.step, self.losses = int(values["step"]), [float(loss) for loss in values["losses"]]
 
 
@@ -277,8 +310,13 @@ def train(
     options: TrainingOptions,
     state: StateFolder | None,
     report: Report,
+    early: EarlyStop | None = None,
+    watched: Crops | None = None,
 ) -> list[float]:
-    """Trains the head's projector from the seed's own initial weights; returns the loss of every step."""
+    """Trains the head's projector from the seed's own initial weights; returns the loss of every step.
+
+    `early` ends it by the loss on `watched`, crops of images that are none of those trained on.
+    """
     if len(crops) == 0:
         raise FitError("no pictures to train on")
     initialise(head, options.seed)
@@ -288,7 +326,12 @@ def train(
         views = PooledViews.compute(pictures, head, encoder, options, state, report)
     else:
         views = FreshViews(pictures, head, encoder, options)
-    trainer = Trainer(head, views, options, state)
+    seen: Views | None = None
+    if early is not None:
+        assert watched is not None
+        few = replace(options, pool=WATCHED_BATCHES * options.batch)
+        seen = PooledViews.compute(Pictures(watched, encoder, few), head, encoder, few, None, report)
+    trainer = Trainer(head, views, options, state, early, seen)
     trainer.restore()
     trainer.run(report)
     return trainer.losses

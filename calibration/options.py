@@ -42,7 +42,8 @@ class FitOptions:
     images. `guarantee`: refuse where the images cannot promise the rate. `take`: use so many of the images, drawn by
     the seed (of each folder). `more_images`: further folders, such as one per class. `auxiliary`: the labelled set that
     visualad learns from. `features`: folder in which memory_bank and vitad keep the encoder's features for other fits
-    and evaluations. `steps`, `precision`, `keep_features`: of vitad and visualad; steps None = published epochs.
+    and evaluations. `patience`: foundad and vitad stop after so many checks without a gain (`calibration.early_stop`);
+    None = never. `steps`, `precision`, `keep_features`: of vitad and visualad; steps None = published epochs.
     """
 
     images: Path | None
@@ -70,6 +71,7 @@ class FitOptions:
     more_images: tuple[Path, ...] = ()
     auxiliary: Path | None = None
     steps: int | None = None
+    patience: int | None = None
     precision: Precision = "fp32"
     keep_features: bool = True
     features: Path | None = None

@@ -14,6 +14,7 @@ import numpy as np
 from calibration import visualad, vitad
 from calibration.checkpoints import StateFolder
 from calibration.datasets import NormalImages
+from calibration.early_stop import EarlyStop, split_watched
 from calibration.errors import DataError, FitError, TooFewImages
 from calibration.options import FitOptions
 from calibration.plan import Plan
@@ -48,13 +49,18 @@ def train_vitad(
     state: StateFolder,
     report: Report,
     workers: Workers,
+    early: EarlyStop | None = None,
 ) -> list[float]:
-    """Trains the pipeline's ViTAD head on the images of `plan.fit`; returns the losses."""
+    """Trains the pipeline's ViTAD head on the images of `plan.fit`, or those not watched; returns the losses."""
     assert isinstance(pipeline.head, ViTAD)
-    samples = NormalSamples(pipeline, images, plan.fit)
+    train, watched = split_watched(plan.fit, options.seed) if early is not None else (plan.fit, ())
+    samples = NormalSamples(pipeline, images, (*train, *watched))
     schedule = schedule_of(options, len(samples), vitad.EPOCHS)
     settings = vitad.ViTADOptions(keep_features=options.keep_features)
-    return vitad.train(pipeline.head, pipeline.encoder, samples, schedule, settings, state, report, workers)
+    last = len(watched) * len(samples) // len(plan.fit)  # regions of the watched images
+    return vitad.train(
+        pipeline.head, pipeline.encoder, samples, schedule, settings, state, report, workers, early, last
+    )
 
 
 def train_visualad(

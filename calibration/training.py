@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.checkpoints import StateFolder
+from calibration.early_stop import EarlyStop
 from calibration.errors import FitError
 from calibration.workers import Workers
 
@@ -78,6 +79,7 @@ class Trainer(ABC):
         self._state, self.workers = state, workers or Workers()
         self.step = 0
         self.losses: list[float] = []
+        self.early: EarlyStop | None = None
         self.parameters: dict[str, nn.Parameter] = dict(module.named_parameters())
         self.device = next(iter(self.parameters.values())).device
         self.optimizer = self.make_optimizer()
@@ -94,8 +96,12 @@ class Trainer(ABC):
     def prepare_update(self) -> None:
         """Sets the step's learning rate and clips gradients."""
 
+    def measure(self) -> float:
+        """The loss on the watched images of an early stop; the same in each process."""
+        raise NotImplementedError(f"{type(self).__name__} watches no images")
+
     def run(self, report: Report) -> None:
-        """Trains from where it stands to the last step (or the time budget), checkpointing now and then.
+        """Trains from where it stands to the last step (or the early stop, or the time), checkpointing now and then.
 
         Raises `FitError` where the loss is no longer finite.
         """
@@ -103,16 +109,27 @@ class Trainer(ABC):
         self.module.train().requires_grad_(True)
         started = saved = time.monotonic()
         stop = False
-        while self.step < schedule.steps and not stop:
+        early = self.early
+        while self.step < schedule.steps and not stop and not (early is not None and early.over):
             late = schedule.minutes is not None and time.monotonic() - started > 60.0 * schedule.minutes
             stop = self.advance(late)
+            if early is not None:
+                early.look(self.step, self.step == schedule.steps, self._measured, self.module, self.parameters)
             report("training", self.step, schedule.steps, f"loss {np.mean(self.losses[-20:]):.4f}")
             now = time.monotonic()
             if now - saved > schedule.save_every_s:
                 self.save()
                 saved = now
         self.save()
+        if early is not None:
+            early.put_back(self.parameters)
         self.module.eval().requires_grad_(False)
+
+    def _measured(self) -> float:
+        """What the first process measured: all must decide alike, and cards round differently."""
+        value = torch.tensor(self.measure() if self.workers.first else 0.0, device=self.device)
+        self.workers.sum([value])
+        return float(value)
 
     def advance(self, late: bool = False) -> bool:
         """Does one step; returns whether any process is `late`. Raises `FitError` where the loss is not finite."""
@@ -157,7 +174,11 @@ class Trainer(ABC):
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = value.detach().cpu()
-        self._state.save("training", tensors, {"step": self.step, "losses": self.losses})
+        values: dict[str, Any] = {"step": self.step, "losses": self.losses}
+        if self.early is not None:
+            tensors.update(self.early.tensors())
+            values["early"] = self.early.values()
+        self._state.save("training", tensors, values)
 
     def restore(self) -> bool:
         """Goes on from the fit's state; False where there is none. Raises `FitError` where it does not fit."""
@@ -182,4 +203,6 @@ class Trainer(ABC):
                 parameter.copy_(tensors[f"weight.{name}"])
                 moments = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = {"step": tensors[f"step.{name}"].clone(), **moments}
+        if self.early is not None:
+            self.early.restore(tensors, values["early"])
         self.step, self.losses = int(values["step"]), [float(loss) for loss in values["losses"]]

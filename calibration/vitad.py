@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from calibration.checkpoints import StateFolder
+from calibration.early_stop import EarlyStop
 from calibration.feature_store import IN_MEMORY_BYTES, FeatureStore
 from calibration.losses import PairLoss, reconstruction_loss
 from calibration.training import Report, Schedule, Trainer, precision_context
@@ -84,9 +85,13 @@ class ViTADTrainer(Trainer):
         options: ViTADOptions,
         state: StateFolder | None = None,
         workers: Workers | None = None,
+        early: EarlyStop | None = None,
+        watched: int = 0,
     ) -> None:
-        self.head, self.features, self.options = head, features, options
+        """`features` are of `samples` samples to train on, then of `watched` ones that `early` decides by."""
+        self.head, self.features, self.options, self._watched = head, features, options, watched
         super().__init__(head, samples, schedule, state, workers)
+        self.early = early
         self.gradient_norm = 0.0
 
     def make_optimizer(self) -> torch.optim.Optimizer:
@@ -104,6 +109,15 @@ class ViTADTrainer(Trainer):
         """See `Trainer`."""
         *teachers, neck = self.features.rows(numbers).to(self.device, non_blocking=True).unbind(1)
         return reconstruction_loss(teachers, self.head.rebuild(neck), self.options.loss, count)
+
+    def measure(self) -> float:
+        """See `Trainer`."""
+        batch, total = self.schedule.batch, 0.0
+        for start in range(self.samples, self.samples + self._watched, batch):
+            numbers = range(start, min(start + batch, self.samples + self._watched))
+            with precision_context(self.device, self.schedule.precision):
+                total += float(self.loss(numbers, self._watched))
+        return total
 
     def prepare_update(self) -> None:
         """See `Trainer`."""
@@ -133,17 +147,21 @@ def train(
     state: StateFolder | None,
     report: Report,
     workers: Workers | None = None,
+    early: EarlyStop | None = None,
+    watched: int = 0,
 ) -> list[float]:
     """Trains the head from the seed's own initial weights; returns the loss of every step.
 
-    Complete features and the last checkpoint in `state` are gone on from.
+    Complete features and the last checkpoint in `state` are gone on from. `early` ends it by the loss on the last
+    `watched` samples, which are not trained on.
     """
     initialise(head, schedule.seed)
     fresh = FreshFeatures(samples, head, encoder, schedule)
     features: Features = fresh
     if options.keep_features:
         features = FeatureStore.compute(len(samples), fresh.rows, state, report, workers, options.memory_bytes)
-    trainer = ViTADTrainer(head, features, len(samples), schedule, options, state, workers)
+    count = len(samples) - watched
+    trainer = ViTADTrainer(head, features, count, schedule, options, state, workers, early, watched)
     trainer.restore()
     trainer.run(report)
     return trainer.losses
