@@ -7,8 +7,8 @@ the reason as its status, so that it gets its verdict (UNJUDGED).
 A camera that is not there at the start is waited for; the process is ready and tells so, and its ring is made when the
 camera has told the size of its frames.
 
-Parts are numbered in the order in which they pass; the number is the sequence within this life of the process, until a
-trigger or a PLC supplies one of its own.
+Parts are numbered in the order in which they pass, by the sequence within this life of the process; or as the PLC
+counts them, then a frame is held until it is certain which part it shows (`edge.capture.numbering`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from typing import cast
 
+from edge.capture.numbering import ByPlc, Held, InOrder, Numbered, Numbering
 from edge.capture.opening import Opening
 from edge.capture.source import EndOfSource, Grab, SlotPool, Source, SourceInfo
 from edge.capture.sources import open_source
@@ -45,7 +46,8 @@ class CaptureProcess(Process):
         self._alert: Outbox | None = None
         self._infer: Outbox | None = None
         self._truth: TruthFile | None = None
-        self._fault = ""
+        self._numbers: Numbering = InOrder()
+        self._fault = self._camera_fault = ""  # what health shows; of the camera alone
         self._looked = 0.0
         self._worst_behind_ns = 0
         self._failed_said, self._failed_unsaid = float("-inf"), 0
@@ -55,6 +57,9 @@ class CaptureProcess(Process):
         # Alert's return is worth waiting for in the queue; a frame is not, by then.
         self._alert = Outbox(self.endpoints.alert_in, hold=True)
         self._infer = Outbox(self.endpoints.infer_in)
+        if self.camera.trigger.numbered_by != "frame":
+            plc = self.endpoints.publisher("plc")
+            self._numbers = ByPlc(self.camera.trigger, plc, self.settings.line.name)
         self.progress(f"opening camera {self.camera.name}")
         self._source = open_source(self.camera.source)
         self._opening = Opening(self._source)
@@ -104,19 +109,29 @@ class CaptureProcess(Process):
                 return None
             self._begin(info)
         try:
-            grab = self._source.next(TURN_S)
+            grab = self._source.next(self._numbers.turn_s)
         except EndOfSource:
+            self._announce_all([*self._numbers.turn(now_ns()), *self._numbers.finish()])
             self._look()
             self.log.info("the source has ended", parts=self._sequence)
             return False
         if grab is not None:
-            self._announce(grab)
+            self._numbers.take(self._hold(grab), now_ns())
+        self._announce_all(self._numbers.turn(now_ns()))
         if time.monotonic() - self._looked > 0.5:
             self._look()
         return None
 
+    def reload(self) -> None:
+        """Trigger and frame are in step again, says `edge realign`: judge what comes from now on."""
+        self._numbers.realign(now_ns())
+        self.log.info("trigger and frame are taken to be in step from now on", camera=self.camera.name)
+
     def teardown(self) -> None:
-        """Closes the camera. Frames in the ring stay readable for the parts in flight."""
+        """Announces what is held, closes the camera. Frames in the ring stay readable for the parts in flight."""
+        if self._ring is not None:
+            self._announce_all(self._numbers.finish())
+        self._numbers.close()
         if self._opening is not None:
             self._opening.cancel()
         if self._source is not None:
@@ -129,22 +144,31 @@ class CaptureProcess(Process):
         if self._ring is not None:
             self._ring.close()
 
-    def _announce(self, grab: Grab) -> None:
+    def _hold(self, grab: Grab) -> Held:
+        """The frame is complete: readers may use its slot, until the ring has gone round."""
+        assert self._ring is not None
+        if grab.slot is None:
+            return Held(grab)
+        assert isinstance(grab.slot, RingSlot)
+        return Held(grab, grab.slot.index, self._ring.commit(grab.slot))
+
+    def _announce_all(self, numbered: list[Numbered]) -> None:
+        for item in numbered:
+            self._announce(item.held, item.part)
+
+    def _announce(self, held: Held, part: int | None) -> None:
         assert self._ring is not None
         assert self._alert is not None
         assert self._infer is not None
-        sequence, slot, generation = self._sequence, 0, 0
+        grab, sequence = held.grab, self._sequence
         self._sequence += 1
-        if grab.slot is not None:
-            assert isinstance(grab.slot, RingSlot)
-            slot, generation = grab.slot.index, self._ring.commit(grab.slot)
         now = now_ns()
         behind = max(0, now - grab.trigger_ns)
         frame = FrameRef(
             id=FrameId(
                 line=self.settings.line.name, camera=self.camera.name, epoch=self._ring.epoch, sequence=sequence
             ),
-            part=sequence,
+            part=sequence if part is None else part,
             trigger_ns=grab.trigger_ns,
             host=self._host_id,
             age_ns=behind,
@@ -154,8 +178,8 @@ class CaptureProcess(Process):
             height=grab.height,
             width=grab.width,
             ring=self._ring.path.name,
-            slot=slot,
-            generation=generation,
+            slot=held.slot,
+            generation=held.generation,
             camera_frame=grab.camera_frame,
             camera_time_ns=grab.camera_time_ns,
             encoder=grab.encoder,
@@ -204,12 +228,18 @@ class CaptureProcess(Process):
         fault, counters = self._source.health()
         for name, value in counters.items():
             self.counters[f"source_{name}"] = value
+        for name, value in self._numbers.counters().items():
+            self.counters[f"trigger_{name}"] = value
+        self.gauges.update(self._numbers.gauges())
+        self._camera_fault, before = fault, self._camera_fault
+        fault = fault or self._numbers.fault
         if fault == self._fault:
             return
         if fault:
             self.counters["source_faults"] += not self._fault
             self.fault(fault)
         else:
-            self.log.info("the camera is back", camera=self.camera.name)
+            back = "the camera is back" if before else "trigger and frame agree again"
+            self.log.info(back, camera=self.camera.name)
         self._fault = fault
         self.state = f"degraded: {fault}"[:1024] if fault else "running"
