@@ -148,14 +148,18 @@ class Runner:
                 process.wait()
         if process.returncode != 0:
             return (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-        found = encoder_of(json.loads(waiting.read_text(encoding="utf-8")))
-        if found != {self.encoder}:
+        shutil.rmtree(kept, ignore_errors=True)
+        why = self.accept(waiting, result)
+        if why is None:
+            print(f"  done in {time.monotonic() - started:.0f} s", flush=True)
+        return why
+
+    def accept(self, waiting: Path, result: Path) -> str | None:
+        """Makes the file `waiting` the `result` of a cell, if it is of the encoder that is measured; else why not."""
+        if encoder_of(json.loads(waiting.read_text(encoding="utf-8"))) != {self.encoder}:
             waiting.unlink()
-            shutil.rmtree(kept, ignore_errors=True)
             return "the shipped encoder changed meanwhile; start this command again to measure the new one"
         waiting.replace(result)
-        shutil.rmtree(kept, ignore_errors=True)
-        print(f"  done in {time.monotonic() - started:.0f} s", flush=True)
         return None
 
     def run_all(self, cells: Sequence[Cell]) -> int:
@@ -190,19 +194,19 @@ def main() -> int:
     parser.add_argument("--page", type=Path, help="writes this page of the results instead of running cells")
     parser.add_argument("--encoder-id", help="--page: results of this encoder instead of the one shipped now")
     arguments = parser.parse_args()
+    cells = matrix()
+    chosen = [cell for cell in cells if fnmatch(cell.name, arguments.cells)]
+    if not chosen:
+        parser.error(f"--cells {arguments.cells}: no cell has such a name; they are like {cells[0].name}")
+    if arguments.page is None and not (arguments.data and all((arguments.data / name).is_dir() for name in SETS)):
+        parser.error(f"--data: give the folder that holds {' and '.join(SETS)}")
     encoder = arguments.encoder_id or encoder_now()
     folder = arguments.out.resolve() / encoder[:16]
-    cells = matrix()
     if arguments.page is not None:
         from results_page import write_page
 
         write_page(arguments.page, cells, folder)
         return 0
-    if arguments.data is None or any(not (arguments.data / name).is_dir() for name in SETS):
-        parser.error(f"--data: give the folder that holds {' and '.join(SETS)}")
-    chosen = [cell for cell in cells if fnmatch(cell.name, arguments.cells)]
-    if not chosen:
-        parser.error(f"--cells {arguments.cells}: no cell has such a name; they are like {cells[0].name}")
     until = None if arguments.limit_minutes is None else time.monotonic() + 60 * arguments.limit_minutes
     runner = Runner(arguments.data.resolve(), folder, encoder, arguments.threads, until)
     return 1 if runner.run_all(chosen) else 0
