@@ -144,6 +144,23 @@ def status(
 
 
 @app.command()
+def realign(
+    line: LineName,
+    camera: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Only this camera; by default all that follow the PLC's count."),
+    ] = None,
+) -> None:
+    """Judge again, after trigger and frame disagreed: the belt is clear and the PLC's count is right."""
+    from edge.realign import realign as tell
+    from edge.run import find_line
+    from edge.settings import load_settings
+
+    for name in tell(load_settings(find_line(line)), camera):
+        typer.echo(f"camera {name}: aligned from now on")
+
+
+@app.command()
 def demo(
     parts: Annotated[int, typer.Option(min=1, max=100_000, help="Parts on the belt.")] = 300,
     rate: Annotated[float, typer.Option(min=0.1, max=100, help="Parts per second.")] = 10.0,

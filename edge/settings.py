@@ -24,7 +24,7 @@ from edge.settings_faults import Faults, Origin, read_toml
 from edge.settings_plc import PlcSettings
 from edge.settings_sources import FilePath, FolderSource, OpencvSource, Section, SimulatedSource, SourceSettings
 from edge.settings_sources import base_folder as _base_folder
-from edge.settings_tracking import TriggerSettings, check_groups
+from edge.settings_tracking import TriggerSettings, check_tracking
 
 __all__ = [
     "AlertSettings",
@@ -312,7 +312,7 @@ def _check_whole(settings: Settings, faults: Faults) -> None:
                 faults.add((*at, "ring_slots"), str(error).split(": ", 2)[2])
         if settings.plc is not None and (text := settings.plc.too_late(settings.deadline_ms(camera))):
             faults.add(("plc", "window_ms"), f"camera {camera.name}: {text}")
-    check_groups(settings, faults)
+    check_tracking(settings, faults)
     for key, endpoint in (("inference", settings.inference.endpoint), ("alert", settings.alert.endpoint)):
         if endpoint is not None and settings.line.keys_dir is None:
             faults.add((key, "endpoint"), "tcp:// needs keys: run `edge keys create FOLDER`, and set [line] keys_dir")

@@ -88,7 +88,28 @@ class TriggerSettings(Section):
         )
 
 
-def check_groups(settings: Settings, faults: Faults) -> None:
+def check_tracking(settings: Settings, faults: Faults) -> None:
+    """What part numbers and groups need of the rest of the settings."""
+    for number, camera in enumerate(settings.cameras):
+        trigger, at = camera.trigger, ("cameras", number, "trigger", "numbered_by")
+        if trigger.numbered_by == "frame":
+            continue
+        if settings.plc is None:
+            faults.add(at, f'"{trigger.numbered_by}" needs the PLC to count: add [plc], or number by "frame"')
+            continue
+        if settings.plc.heartbeat_ms >= trigger.answer_ms:
+            faults.add(
+                (*at[:3], "answer_ms"),
+                f"{trigger.answer_ms:g} must be above [plc] heartbeat_ms = {settings.plc.heartbeat_ms:g}: the PLC is "
+                "asked no more often than that",
+            )
+        if trigger.wait_ms >= settings.deadline_ms(camera):
+            text = f"{trigger.wait_ms:g} must be below the deadline of {settings.deadline_ms(camera):g} ms"
+            faults.add((*at[:3], "wait_ms"), text)
+    _check_groups(settings, faults)
+
+
+def _check_groups(settings: Settings, faults: Faults) -> None:
     """A group is at least two cameras, which number their parts alike."""
     first: dict[str, CameraSettings] = {}
     alone: dict[str, int] = {}

@@ -23,9 +23,16 @@ source = {{ type = "simulated" }}
 """
 
 
+PLC = """source = { type = "simulated" }
+[plc]
+adapter = { type = "simulated" }
+"""
+
+
 def load(folder: Path, top: str = "", side: str = "") -> Settings:
     path = folder / "line.toml"
-    path.write_text(LINE.format(top=top, side=side))
+    text = LINE.format(top=top, side=side)
+    path.write_text(text.removesuffix('source = { type = "simulated" }\n') if side == PLC else text)
     return load_settings(path)
 
 
@@ -44,6 +51,9 @@ def test_parts_are_numbered_by_their_frames_where_nothing_is_said(tmp_path: Path
             'group = "a"\ntrigger = { numbered_by = "encoder", step_counts = 6 }',
             "must number parts alike",
         ),
+        ('trigger = { numbered_by = "plc" }', "", "needs the PLC to count"),
+        ('trigger = { numbered_by = "plc", answer_ms = 40 }', PLC, "must be above .plc. heartbeat_ms = 50"),
+        ('trigger = { numbered_by = "plc", wait_ms = 600 }', PLC, "must be below the deadline of 500"),
         ('trigger = { numbered_by = "encoder" }', "", "step_counts goes with"),
         ("trigger = { step_counts = 5 }", "", "step_counts goes with"),
         ("trigger = { wait_ms = 60 }", "", "must be above answer_ms and tolerance_ms"),
