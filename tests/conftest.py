@@ -65,6 +65,10 @@ class Camera:
         self._command = [CAMERA, "-i", address, "-s", serial, "-r", str(lost_per_mille)]
         self.switch_on()
 
+    def add_option(self, *words: str) -> None:
+        """For the next time it is switched on."""
+        self._command += words
+
     def switch_on(self) -> None:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
