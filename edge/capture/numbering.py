@@ -2,17 +2,19 @@
 
 `InOrder` gives each frame the next number at once. `ByPlc` listens to what the PLC's process broadcasts after each
 exchange, and holds each frame (its pixels are in the ring already) until trigger and frame are known to agree: some
-tens of milliseconds. What does not agree is announced with a status that makes it UNJUDGED.
+tens of milliseconds. What does not agree is announced with a status that makes it UNJUDGED. A camera that waits for
+software triggers gets one for each part that the PLC has counted.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edge.capture.source import Grab
-from edge.errors import MessageError
+from edge.errors import MessageError, SourceError
 from edge.messages import FrameStatus, PlcAnswer, decode
 from edge.settings_tracking import TriggerSettings
 from edge.tracking.alignment import Alignment, Told, Why
@@ -101,8 +103,12 @@ class ByPlc(Numbering):
 
     turn_s = 0.004
 
-    def __init__(self, settings: TriggerSettings, plc: Endpoint, line: str) -> None:
+    def __init__(
+        self, settings: TriggerSettings, plc: Endpoint, line: str, fire: Callable[[], None] | None = None
+    ) -> None:
         self._line = line
+        self._fire = fire
+        self._fresh_ns = settings.tolerances.answer_ns
         self._listener = Listener([plc])
         self._triggers: Triggers = CountedTriggers()
         if settings.step_counts is not None:
@@ -125,7 +131,7 @@ class ByPlc(Numbering):
             data = self._listener.recv()
             if data is None:
                 break
-            self._hear(data)
+            self._hear(data, now_ns)
         told = self._alignment.turn(now_ns)
         return [self._numbered(item) for item in told]
 
@@ -158,7 +164,7 @@ class ByPlc(Numbering):
         """`trigger_offset_ms` is what `offset_ms` of the settings should be near to."""
         return {"trigger_offset_ms": self._alignment.offset_ns / 1e6, "frames_held": float(len(self._alignment))}
 
-    def _hear(self, data: bytes) -> None:
+    def _hear(self, data: bytes, now_ns: int) -> None:
         try:
             message = decode(data)
         except MessageError:
@@ -168,7 +174,18 @@ class ByPlc(Numbering):
             return  # its health, which is broadcast too
         self._counts["plc_answers"] += 1
         answer = Answer(message.asked_ns, message.at_ns, message.parts, message.part, message.encoder)
-        self._alignment.heard(self._triggers.hear(answer), answer.asked_ns)
+        triggers = self._triggers.hear(answer)
+        self._alignment.heard(triggers, answer.asked_ns)
+        if self._fire is not None and triggers and now_ns - answer.at_ns <= self._fresh_ns:
+            for _ in triggers:
+                self._trigger(self._fire)
+
+    def _trigger(self, fire: Callable[[], None]) -> None:
+        try:
+            fire()
+            self._counts["fired"] += 1
+        except SourceError:  # the camera is away, and says so itself; this part has no frame
+            self._counts["not_fired"] += 1
 
     def _numbered(self, told: Told[Held]) -> Numbered:
         held = told.frame or Held(replace(self._like, trigger_ns=max(0, told.ns)))

@@ -57,11 +57,12 @@ class CaptureProcess(Process):
         # Alert's return is worth waiting for in the queue; a frame is not, by then.
         self._alert = Outbox(self.endpoints.alert_in, hold=True)
         self._infer = Outbox(self.endpoints.infer_in)
-        if self.camera.trigger.numbered_by != "frame":
-            plc = self.endpoints.publisher("plc")
-            self._numbers = ByPlc(self.camera.trigger, plc, self.settings.line.name)
         self.progress(f"opening camera {self.camera.name}")
         self._source = open_source(self.camera.source)
+        if self.camera.trigger.numbered_by != "frame":
+            by_software = getattr(self.camera.source, "trigger", None) == "software"
+            fire = self._source.software_trigger if by_software else None
+            self._numbers = ByPlc(self.camera.trigger, self.endpoints.publisher("plc"), self.settings.line.name, fire)
         self._opening = Opening(self._source)
         info = self._opening.first()
         if info is not None:

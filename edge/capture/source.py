@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.errors import SourceError
 from edge.messages import FrameStatus
 from pipelines.images import PixelFormat
 
@@ -103,6 +104,10 @@ class Source(ABC):
     @abstractmethod
     def close(self) -> None:
         """Frees the device. Safe to call twice, and on a source that was never open."""
+
+    def software_trigger(self) -> None:
+        """Asks the camera for one frame now. Raises `SourceError` where it takes no software trigger."""
+        raise SourceError(f"{type(self).__name__}: this source takes no software trigger")
 
     def health(self) -> tuple[str, dict[str, int]]:
         """A fault that lasts ("" when all is well), and counters such as reconnects."""

@@ -10,6 +10,7 @@ import pytest
 
 from edge.capture.numbering import NO_PART, ByPlc, Held, InOrder, Numbered
 from edge.capture.source import Grab
+from edge.errors import SourceError
 from edge.messages import FrameStatus, PlcAnswer, encode, now_ns
 from edge.settings_tracking import TriggerSettings
 from edge.transport import BROADCASTS, Broadcast, Endpoint
@@ -116,6 +117,29 @@ def test_a_frame_of_no_part_has_no_number_and_a_silent_plc_holds_nothing_for_eve
     assert (late.part, late.held.grab.status) == (NO_PART, FrameStatus.MISALIGNED)
     plc._numbers.take(frame(6000 * MS), 6000 * MS)
     assert len(plc._numbers.finish()) == 1
+
+
+def test_a_camera_that_waits_for_software_triggers_gets_one_per_part(plc: Plc) -> None:
+    fired: list[int] = []
+
+    def fire() -> None:
+        fired.append(plc.now)
+        if len(fired) == 2:
+            raise SourceError("the camera is away")
+
+    plc._numbers._fire = fire
+    plc.run(1500 * MS, {}, (1100 * MS, 1300 * MS, 1400 * MS))
+    assert len(fired) == 3
+    assert {name: count for name, count in plc._numbers.counters().items() if "fired" in name} == {
+        "fired": 2,
+        "not_fired": 1,
+    }
+    plc.parts += 1  # an answer that was on its way for too long is no reason to trigger now
+    plc.answer()
+    plc.now += 5000 * MS
+    while plc._numbers.counters()["plc_answers"] < plc.answers:
+        plc._numbers.turn(plc.now)
+    assert len(fired) == 3
 
 
 def test_in_order_every_frame_is_ready_at_once() -> None:
