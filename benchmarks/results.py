@@ -17,7 +17,6 @@ import argparse
 import json
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -144,7 +143,7 @@ class Runner:
             raise TimeoutError from None
         finally:
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)  # its checkpoints are what the next run goes on from
+                process.terminate()  # not SIGINT, which jobs in the background ignore; its checkpoints stay
                 process.wait()
         if process.returncode != 0:
             return (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
