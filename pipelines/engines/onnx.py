@@ -72,7 +72,7 @@ def export_onnx(
         raise EngineError(f"{path}: exists already; choose another name or remove it first")
     config = adapt(bundle.config, frame)
     report("export the graph", 0.1)
-    content = _export(bundle.pipeline(config), options, batch)
+    content = to_bytes(bundle.pipeline(config), options)
     report("check the reference frames", 0.7)
     parity = _check(content, bundle, frame, options, batch)
     if parity is not None:
@@ -89,7 +89,8 @@ def export_onnx(
     return parity
 
 
-def _export(pipeline: Pipeline, options: OnnxOptions, batch: Batch) -> bytes:
+def to_bytes(pipeline: Pipeline, options: OnnxOptions) -> bytes:
+    """The content of the ONNX file; changes the pipeline's precision. Raises `EngineError` if a library is missing."""
     import torch
 
     from pipelines.engines.tensorrt_graph import EngineGraph
@@ -99,7 +100,7 @@ def _export(pipeline: Pipeline, options: OnnxOptions, batch: Batch) -> bytes:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise EngineError(f"ONNX export needs {error.name}; pip install 'edge-inspect[onnx]'") from error
-    config = pipeline.config
+    config, batch = pipeline.config, options.check()
     graph = EngineGraph(pipeline, options.precision)
     height, width = config.frame or (64, 96)
     shape: dict[int, Any] = {}
