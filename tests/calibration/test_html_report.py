@@ -165,3 +165,15 @@ def test_what_is_missing_is_said():
 
 def test_the_same_run_gives_the_same_file():
     assert render(run(robust=True)) == render(run(robust=True))
+
+
+def test_a_bundle_tells_what_it_was_made_from():
+    made = run()
+    training = {"steps": 300, "auxiliary": "other <set>", "weight_decay": 1e-4}
+    made.evaluation.classes[0].bundle.update(
+        input_size=[512, 208], provenance={"encoder": "compact", "encoder_id": "d01c" * 16, "training": training}
+    )
+    text = Page(render(made)).text
+    assert "encoder compact, content d01cd01cd01cd01c" in text
+    assert "input 512 x 208 px (height x width)" in text
+    assert "training: steps 300, auxiliary other <set>, weight decay 0.0001" in text
