@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from edge.settings_plc_adapters import AdapterSection, Host, Port
-from edge.settings_sources import FilePath
+from edge.settings_base import FilePath
 
 UserName = Annotated[str, Field(min_length=1, max_length=255)]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=255)]
@@ -138,6 +138,8 @@ class OpcuaAdapterSettings(LoginSection):
             )
             if odd:
                 raise ValueError(f'{", ".join(odd)}: not used with security = "none"')
+            if self.user is not None:
+                raise ValueError('user: the password would travel readable with security = "none"')
             return self
         missing = [key for key, value in files.items() if not value] + ["server_certificates"] * (
             not self.server_certificates

@@ -7,6 +7,7 @@ not yet delivered is sent again. Waiting means running the network loop until an
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -78,6 +79,7 @@ class Broker:
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
         client.on_message = lambda _client, _data, message: on_message(message.topic, bytes(message.payload))
+        client.on_socket_open = _no_delay
         self._connected, self._client = None, client
         self._acknowledged.clear()
         try:
@@ -188,3 +190,8 @@ class Broker:
         except OSError as error:  # ssl.SSLError is one
             raise PlcError(f"{self._name}: cannot use the certificate {path}: {error.strerror or error}") from error
         return context
+
+
+def _no_delay(client: Any, data: Any, sock: Any) -> None:
+    """Small packets follow each other without an answer between: Nagle's algorithm would hold them for 40 ms."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
