@@ -117,6 +117,7 @@ _PLAIN: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "camera_gv_set_stream_options": (None, (_Object, _Int)),
     "camera_gv_set_packet_size_adjustment": (None, (_Object, _Int)),
     "camera_create_chunk_parser": (_Object, (_Object,)),
+    "gv_stream_get_port": (ctypes.c_uint16, (_Object,)),
     "gv_device_is_controller": (_Int, (_Object,)),
     "device_get_genicam": (_Object, (_Object,)),
     "device_get_feature": (_Object, (_Object, _Text)),

@@ -207,13 +207,14 @@ class FrameStream:
         wanted = max(_BUFFER_MIN, 2 * self._delivery.payload_bytes)
         if settings.receive_buffer_mb is not None:
             wanted = round(settings.receive_buffer_mb * 1e6)
-        allowed = network.receive_buffer_limit()
-        if wanted > allowed:
+        got = network.size_receive_buffer(int(self._arv.gv_stream_get_port(self._stream)), wanted)
+        if got < wanted:
             if settings.receive_buffer_mb is not None:
                 raise SourceError(f"camera {self._camera.address}: {network.receive_buffer_advice(wanted)}")
             self.notes.append(network.receive_buffer_advice(wanted))
+        # Else Aravis would make it as large as a frame when the first one begins.
         self._arv.set_property(self._stream, "socket-buffer", SOCKET_BUFFER_FIXED)
-        self._arv.set_property(self._stream, "socket-buffer-size", min(wanted, allowed))
+        self._arv.set_property(self._stream, "socket-buffer-size", max(got, 1))
 
     def _wrap(self, slot: Slot) -> int | None:
         """A new buffer around the slot's memory, or None where it is too small."""
