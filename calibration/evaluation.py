@@ -79,6 +79,9 @@ def evaluate(dataset: Dataset, options: EvaluateOptions, report: Report, say: Sa
     examples: list[Example] = []
     robustness: list[Robustness] = []
     notes = list(dataset.notes)
+    if options.fit is not None and options.fit.auxiliary is not None:
+        one_limit = "; one limit for all classes" if len(classes) > 1 else ""
+        notes.append(f"learned from {options.fit.auxiliary.name}, of this set only the limit{one_limit}")
     with _bundles(classes, options, report, say) as bundle_of:
         for one in classes:
             path, train = bundle_of(one)

@@ -99,7 +99,9 @@ def test_visualad_learns_once_from_the_auxiliary_set(run, plates, caps, tmp_path
     for path in (root / "b").rglob("good/*.png"):  # other pixels: copies are used once
         cv2.imwrite(str(path), cv2.flip(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), 0))
     lines: list[str] = []
-    a, b = run(root, lines, fit=replace(FIT, method="visualad", auxiliary=caps)).classes
+    found = run(root, lines, fit=replace(FIT, method="visualad", auxiliary=caps))
+    assert found.notes == ("learned from cap, of this set only the limit; one limit for all classes",)
+    a, b = found.classes
     assert a.bundle["id"] == b.bundle["id"]
     assert a.bundle["provenance"]["training"]["auxiliary"] == "cap"
     assert a.bundle["limit"]["n_normals"] == 10  # of both classes, none trained on
