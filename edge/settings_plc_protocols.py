@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from edge.settings_plc_adapters import AdapterSection, Host, Port
 from edge.settings_base import FilePath
+from edge.settings_plc_adapters import AdapterSection, Host, Port
 
 UserName = Annotated[str, Field(min_length=1, max_length=255)]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=255)]

@@ -18,6 +18,7 @@ does not take back what the other side's system has already received.
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from typing import Any, ClassVar
 
@@ -89,6 +90,7 @@ class EthernetIpAdapter:
         if not connected:
             self._failed = True
             raise PlcError(f"{self.name}: cannot connect: {_line(reason)}; check the address and slot {settings.slot}")
+        plc.conn.Socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._read(plc, self._deadline())
 
     def _read(self, plc: Any, deadline: float) -> Inputs:
