@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -70,6 +71,7 @@ class GenicamSource(SourceSection):
     )
     offset_x_px: int = Field(default=0, ge=0, le=65_535, description="Left edge of the region, pixels.")
     offset_y_px: int = Field(default=0, ge=0, le=65_535, description="Upper edge of the region, pixels.")
+    binning: int = Field(default=1, ge=1, le=16, description="So many pixels each way are read as one.")
     exposure_us: float | None = Field(
         default=None, gt=0, le=60e6, description="Exposure time in microseconds; as the camera has it if absent."
     )
@@ -101,6 +103,11 @@ class GenicamSource(SourceSection):
     )
 
     @property
+    @abstractmethod
+    def runs_freely(self) -> bool:
+        """Whether frames come by themselves, so that silence is a fault."""
+
+    @property
     def known_rate_hz(self) -> float | None:
         """The set rate, if any."""
         return self.rate_hz
@@ -127,7 +134,6 @@ class GigeSource(GenicamSource):
         description="IPv4 address of the camera, such as 192.168.10.20. One of address and serial is needed; "
         "an address needs no search.",
     )
-    binning: int = Field(default=1, ge=1, le=16, description="So many pixels each way are read as one.")
     trigger: Literal["off", "line", "software", "encoder"] = Field(
         default="off",
         description="What starts an exposure: nothing (freely running), a signal at an input, a command from this "
@@ -197,6 +203,11 @@ class GigeSource(GenicamSource):
             raise ValueError("receive_buffer_mb: for the UDP socket; a packet socket has a ring of its own")
         return self
 
+    @property
+    def runs_freely(self) -> bool:
+        """Without a trigger."""
+        return self.trigger == "off"
+
 
 class GentlSource(GenicamSource):
     """A camera of any interface, through the GenTL producer of its maker, by harvesters."""
@@ -213,6 +224,16 @@ class GentlSource(GenicamSource):
         if self.trigger != "off" and self.rate_hz is None:
             raise ValueError("a triggered camera needs rate_hz: the most parts per second that come")
         return self
+
+    @property
+    def runs_freely(self) -> bool:
+        """Without a trigger."""
+        return self.trigger == "off"
+
+    @property
+    def slots_held(self) -> int:
+        """The producer fills memory of its own; a frame is copied when it is announced."""
+        return 1
 
     def missing(self) -> list[tuple[str, Path]]:
         """The producer, where the file does not exist."""

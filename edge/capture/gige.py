@@ -63,7 +63,7 @@ class GigeConnection(Connection):
             self.close()
             raise
         self.notes = self._stream.notes
-        form, self.by_trigger = delivery.wire.frame, settings.trigger != "off"
+        form, self.by_trigger = delivery.wire.frame, not settings.runs_freely
         self.shape = Shape(form, delivery.height, delivery.width)
         size = delivery.height * delivery.width * form.channels
         self._rate_hz = settings.rate_hz or delivery.rate_hz

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from edge.capture.aravis import network
 from edge.capture.aravis.discovery import find
 from edge.capture.aravis.features import Features
-from edge.capture.aravis.formats import WireFormat
 from edge.capture.aravis.library import (
     PACKET_SIZE_ADJUSTMENT_NEVER,
     PACKET_SOCKET_DISABLED,
@@ -22,6 +21,8 @@ from edge.capture.aravis.library import (
     text,
 )
 from edge.capture.aravis.triggers import set_trigger
+from edge.capture.imaging import free_rate_hz, set_image, set_others
+from edge.capture.wire_formats import WireFormat
 from edge.errors import SourceAway, SourceError
 from edge.settings_genicam import GigeSource
 
@@ -95,18 +96,11 @@ class Camera:
         """
         settings, features = self._settings, self.features
         self.require_control()
-        if self.features.has("AcquisitionMode"):
-            features.set("AcquisitionMode", "Continuous")
         if features.has("ChunkModeActive"):
             features.set("ChunkModeActive", False)
-        wire = WireFormat(settings.pixel_format)
-        known = features.describe("PixelFormat").choices
-        features.set("PixelFormat", next((name for name in wire.names if name in known), wire.name))
-        width, height = self._set_region()
-        self._set_exposure()
+        wire, height, width = set_image(features, settings)
         set_trigger(features, settings)
-        for name, value in settings.features.items():
-            features.set(name, value)
+        set_others(features, settings)
         if settings.encoder_chunk is not None:
             self._set_chunk(settings.encoder_chunk)
         packet_bytes = self._set_packets()
@@ -116,7 +110,7 @@ class Camera:
                 f"camera {self.address}: it announces {payload} bytes for a frame of {width} x {height} {wire.name}, "
                 "which do not hold it; is a feature set that changes the region or compresses?"
             )
-        return Delivery(wire, height, width, payload, self._rate(), packet_bytes)
+        return Delivery(wire, height, width, payload, free_rate_hz(features, settings), packet_bytes)
 
     def create_stream(self, packet_socket: bool) -> int:
         """Aravis' receiver (give it back by `unref`). Raises `SourceAway`."""
@@ -157,48 +151,6 @@ class Camera:
             camera, self._camera = self._camera, None
             self._arv.unref(camera)
 
-    def _set_region(self) -> tuple[int, int]:
-        """Width and height as the camera has them then."""
-        settings, features = self._settings, self.features
-        for name in ("BinningHorizontal", "BinningVertical"):
-            if features.has(name) or settings.binning != 1:
-                features.set(name, settings.binning)
-        for name in ("OffsetX", "OffsetY"):  # an offset left over narrows what width and height may be
-            if features.has(name):
-                features.set(name, 0)
-        size = []
-        for name, wanted in (("Width", settings.width_px), ("Height", settings.height_px)):
-            largest = features.describe(name).maximum
-            if wanted is None and largest is not None:
-                wanted = int(largest)
-            size.append(int(features.set(name, wanted) if wanted is not None else features.get(name) or 0))
-        for name, offset in (("OffsetX", settings.offset_x_px), ("OffsetY", settings.offset_y_px)):
-            if offset:
-                features.set(name, offset)
-        return size[0], size[1]
-
-    def _set_exposure(self) -> None:
-        settings = self._settings
-        if settings.exposure_us is not None:
-            self._set_auto_off("ExposureAuto")
-            self._set_first(("ExposureTime", "ExposureTimeAbs", "ExposureTimeRaw"), settings.exposure_us)
-        if settings.gain is not None:
-            self._set_auto_off("GainAuto")
-            self._set_first(("Gain", "GainAbs", "GainRaw"), settings.gain)
-        if settings.rate_hz is not None and settings.trigger == "off":
-            for name in ("AcquisitionFrameRateEnable", "AcquisitionFrameRateEnabled"):
-                if self.features.has(name):
-                    self.features.set(name, True)
-            self._set_first(("AcquisitionFrameRate", "AcquisitionFrameRateAbs", "FPS"), settings.rate_hz)
-
-    def _set_auto_off(self, name: str) -> None:
-        if self.features.has(name):
-            self.features.set(name, "Off")
-
-    def _set_first(self, names: tuple[str, ...], value: float) -> None:
-        """Sets the one of these features that the camera has; the first is reported missing where it has none."""
-        self.features.set(self.features.first(*names) or names[0], value)
-
     def _set_chunk(self, name: str) -> None:
         self.features.set("ChunkModeActive", True)
         self.features.set("ChunkSelector", name)
@@ -238,15 +190,6 @@ class Camera:
             return int(self._arv.camera_get_payload(self._camera))
         except AravisError as error:
             raise self._failed("does not tell the size of its frames", error) from error
-
-    def _rate(self) -> float | None:
-        if self._settings.trigger != "off":
-            return None
-        name = self.features.first(
-            "ResultingFrameRate", "ResultingFrameRateAbs", "AcquisitionFrameRate", "AcquisitionFrameRateAbs", "FPS"
-        )
-        rate = self.features.get(name) if name is not None else None
-        return float(rate) if rate is not None and 0 < float(rate) <= 1000 else None
 
     def _failed(self, what: str, error: AravisError) -> SourceError:
         if error.device_error in (DeviceError.ACCESS_DENIED, DeviceError.NOT_CONTROLLER):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from edge.capture.aravis.features import Features
+from edge.capture.features import FeatureSet
 from edge.errors import SourceError
 from edge.settings_genicam import GigeSource
 
 
-def set_trigger(features: Features, settings: GigeSource) -> None:
+def set_trigger(features: FeatureSet, settings: GigeSource) -> None:
     """Turns every trigger off, then the one that is wanted on.
 
     Raises `SourceError` where the camera has no such input, edge, delay or encoder.
@@ -40,7 +40,7 @@ def set_trigger(features: Features, settings: GigeSource) -> None:
     features.set("TriggerMode", "On")
 
 
-def _set_encoder(features: Features, settings: GigeSource) -> None:
+def _set_encoder(features: FeatureSet, settings: GigeSource) -> None:
     """Encoder inputs and divider; cameras without EncoderDivider divide the trigger."""
     features.set("EncoderSelector", settings.encoder)
     features.set("EncoderSourceA", settings.encoder_line_a)

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.capture.aravis.formats import _CODES, WireFormat
 from edge.capture.device_clock import DeviceClock
 from edge.capture.frame_ids import FrameIds
 from edge.capture.memory_slots import SLOTS_MAX, MemorySlots
 from edge.capture.opening import Opening
 from edge.capture.software_triggers import SoftwareTriggers
 from edge.capture.source import Grab, SlotPool, Source, SourceInfo
+from edge.capture.wire_formats import _CODES, WireFormat
 from edge.errors import RingError, SourceAway, SourceError
 from edge.messages import now_ns
 
