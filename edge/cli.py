@@ -161,6 +161,23 @@ def realign(
 
 
 @app.command()
+def doctor(
+    line: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[LINE]", help="Settings file or name of a line that shall run here."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+) -> None:
+    """Examine this computer: GPU, drivers, torch, TensorRT, clocks, memory, network, cameras, permissions, disk.
+
+    Each line is ok, a warning or a fault, with the fix. Exit code 1 where there is a fault.
+    """
+    from edge.cli_doctor import report
+
+    raise typer.Exit(report(line, as_json))
+
+
+@app.command()
 def demo(
     parts: Annotated[int, typer.Option(min=1, max=100_000, help="Parts on the belt.")] = 300,
     rate: Annotated[float, typer.Option(min=0.1, max=100, help="Parts per second.")] = 10.0,

@@ -1,4 +1,4 @@
-"""Buffers of GPU engines: which frame's score goes where. The computation is on the CPU, and on a GPU if there is one."""
+"""Buffers of GPU engines: which frame gets which score. The computation is on the CPU, and on a GPU where one is."""
 
 import numpy as np
 import pytest
