@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from edge.alert.plc.registry import ADAPTERS
+from edge.settings import load_settings
 from edge.settings_plc import PlcSettings
+from edge.settings_plc_protocols import INPUT_FIELDS, OUTPUT_FIELDS
 
 S7 = {"type": "s7", "host": "plc", "outputs_db": 1, "inputs_db": 2}
 MQTT = {"type": "mqtt", "host": "broker", "prefix": "line/press"}
@@ -76,15 +79,26 @@ def test_lines_without_part_numbers_are_no_handshake() -> None:
         PlcSettings.model_validate({"adapter": GPIO})
 
 
-def test_every_protocol_has_its_page() -> None:
-    docs = Path(__file__).parents[4] / "docs" / "plc"
-    pages = {
-        "opcua": "opcua",
-        "s7": "s7",
-        "ethernetip": "ethernetip",
-        "mqtt": "mqtt",
-        "sparkplug": "mqtt",
-        "gpio": "gpio",
-    }
-    for kind, page in pages.items():
-        assert f'type = "{kind}"' in (docs / f"{page}.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[4] / "docs" / "plc"
+PAGES = [("opcua", 1), ("s7", 1), ("ethernetip", 1), ("mqtt", 2), ("gpio", 1)]
+
+
+@pytest.mark.parametrize(("page", "count"), PAGES)
+def test_examples_of_the_pages_load(page: str, count: int, tmp_path: Path) -> None:
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == count
+    for example in examples:
+        head = '[line]\nname = "press"\n[[cameras]]\nname = "top"\nbundle = "b"\nsource = {type = "simulated"}\n'
+        (tmp_path / "line.toml").write_text(head + example, encoding="utf-8")
+        plc = load_settings(tmp_path / "line.toml").plc
+        assert plc is not None
+        assert plc.adapter.type in ADAPTERS
+
+
+@pytest.mark.parametrize("page", ["s7", "ethernetip", "mqtt", "gpio", "opcua"])
+def test_every_signal_is_on_the_page(page: str) -> None:
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    signals = ("ready", "heartbeat", "eject") if page == "gpio" else (*OUTPUT_FIELDS, *INPUT_FIELDS)
+    for signal in signals:
+        assert re.search(rf'[`/".]{signal}[`":]', text), signal
