@@ -11,9 +11,15 @@ import cv2
 import numpy as np
 import pytest
 
+from calibration.evaluate import Judge
+from calibration.labelled_limits import Rule
+from calibration.relimit import relimit
+from calibration.sets import open_dataset
 from edge.alert.history import History, Query
+from edge.alert.reviews import Review, Reviews, Truth
 from edge.messages import Decision
 from pipelines.bundle import Bundle, Limit, RegionLimit, write_bundle
+from pipelines.engines import load
 
 EDGE = [sys.executable, "-W", "error", "-m", "edge.cli"]
 
@@ -52,6 +58,23 @@ def set_archive(line, text: str) -> None:
     line.file.write_text(line.file.read_text().replace("[archive]\n", f"[archive]\n{text}\n"))
 
 
+def confirmed_parts_choose_a_limit(line, bundle, judged) -> None:
+    """The archive with what people say of its parts is a labelled set, scored as the line scored it."""
+    highest = sorted(judged, key=lambda verdict: verdict.score)[-4:]
+    with Reviews(line.settings.paths.ledger) as reviews:
+        for verdict in judged:
+            truth = Truth.DEFECT if verdict in highest else Truth.GOOD
+            found = verdict.id.camera, verdict.id.epoch, verdict.id.sequence
+            reviews.add([Review(*found, truth, None, "ann", verdict.decided_at_ns)])
+    opened = Bundle.open(bundle)
+    with load(opened, ["openvino"]) as engine:
+        found = relimit(Judge(opened, engine), open_dataset(line.settings.paths.data), None, 0, lambda *_: None)
+    choice = found.choices["top"][Rule.F1]
+    assert (choice.false_rejects.wrong, choice.false_rejects.count, choice.misses.wrong) == (0, 26, 0)
+    scores = sorted(verdict.score for verdict in judged)
+    assert choice.limits[0] == pytest.approx((scores[-4] + scores[-5]) / 2, abs=1e-5)
+
+
 def test_same_bundle_gives_the_same_scores_and_another_one_what_it_would_have_said(make_line, bundle, tmp_path):
     line = make_line(parts=30, rate_hz=20.0, deadline_ms=5000.0)
     set_archive(line, 'save = ["pass", "reject", "unjudged"]')
@@ -59,8 +82,6 @@ def test_same_bundle_gives_the_same_scores_and_another_one_what_it_would_have_sa
     before = entries(line)
     judged = [entry.verdict for entry in before if entry.verdict.score is not None]
     assert len(judged) == 30
-    ledger = line.settings.paths.ledger.read_bytes()
-
     done = edge(line, "replay", line.file, "--json", "same.json")
     assert "0 of 30 verdicts change" in done.stdout
     same = json.loads((tmp_path / "same.json").read_text())
@@ -69,6 +90,9 @@ def test_same_bundle_gives_the_same_scores_and_another_one_what_it_would_have_sa
     assert same["same_bundle"]["largest_score_difference"] <= 1e-5
     assert same["bundles"] == {"top": {"id": Bundle.open(bundle).id, "path": str(bundle)}}
 
+    confirmed_parts_choose_a_limit(line, bundle, judged)
+
+    ledger = line.settings.paths.ledger.read_bytes()
     # A limit between the passed parts: what lies above it would have been rejected.
     passed = sorted(verdict.score for verdict in judged if verdict.decision is Decision.PASS)
     limit = (passed[-3] + passed[-4]) / 2
