@@ -35,7 +35,7 @@ class Restart:
 class Role:
     """One row of the table: a kind of process, how it is started, watched, limited and stopped."""
 
-    name: str  # "capture" also is the command: `edge capture`
+    name: str  # "capture": also the command, `edge capture`
     summary: str
     per_camera: bool
     start_order: int  # lower starts first and stops last; the next order waits until these are ready
@@ -51,6 +51,13 @@ class Role:
     oom_score: int  # lower is killed later when the host runs out of memory
     restart: Restart
     environment: tuple[tuple[str, str], ...] = ()  # variables it gets, where the caller has not set them
+    command: tuple[str, ...] = ()  # words after `edge`, where they are not its name
+    section: str = ""  # of the settings; a line without it has no such process
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The command that runs it, after `edge`."""
+        return self.command or (self.name,)
 
 
 RESTART = Restart(budget=5, window_s=60.0, backoff_s=0.2, backoff_max_s=10.0)
@@ -61,15 +68,35 @@ STREAMING_COPIES = ("GLIBC_TUNABLES", "glibc.cpu.x86_non_temporal_threshold=0x40
 
 ABORT_S = 2.0  # from the watchdog's SIGABRT, by which a process writes where it hangs, to SIGKILL
 
-# Alert first: it learns of every part from capture. Inference second: loading and checking an engine takes a while.
+# The PLC first and last: its outputs are safe before anything else lives, and the last verdicts still go through. Then
+# alert: it learns of every part from capture. Then inference: loading and checking an engine takes a while.
 # Cameras last, so that the first part already finds someone to judge it. Stopping goes the other way round, so that
 # parts in flight still get their verdicts.
 ROLES: tuple[Role, ...] = (
     Role(
+        name="plc",
+        summary="tells the PLC the verdicts, in time or not at all (only with `[plc]`)",
+        per_camera=False,
+        start_order=0,
+        ready_s=30.0,
+        watchdog_s=30.0,
+        stop_s=15.0,
+        may_finish=False,
+        reloads=False,
+        cpu_budget=0.25,
+        cpu_weight=1000,
+        memory_mib=256,
+        tasks=32,
+        oom_score=-900,
+        restart=RESTART,
+        command=("plc", "run"),
+        section="plc",
+    ),
+    Role(
         name="alert",
         summary="deadlines, verdicts, ledger and archive",
         per_camera=False,
-        start_order=0,
+        start_order=1,
         ready_s=30.0,
         watchdog_s=10.0,
         stop_s=15.0,
@@ -86,7 +113,7 @@ ROLES: tuple[Role, ...] = (
         name="infer",
         summary="scores frames of all cameras in batches",
         per_camera=False,
-        start_order=1,
+        start_order=2,
         ready_s=180.0,
         watchdog_s=30.0,
         stop_s=15.0,
@@ -103,7 +130,7 @@ ROLES: tuple[Role, ...] = (
         name="capture",
         summary="frames of one camera into shared memory, and word of every part",
         per_camera=True,
-        start_order=2,
+        start_order=3,
         ready_s=60.0,
         watchdog_s=10.0,
         stop_s=10.0,
@@ -146,12 +173,14 @@ def specs(settings: Settings, line_file: Path) -> list[Spec]:
     """The processes of the line in `settings`, read from `line_file`, in the order they start."""
     found: list[Spec] = []
     for row in sorted(ROLES, key=lambda row: row.start_order):
+        if row.section and getattr(settings, row.section) is None:
+            continue
         if row.per_camera:
             for camera in settings.cameras:
-                arguments = (row.name, str(line_file), "--camera", camera.name)
+                arguments = (*row.words, str(line_file), "--camera", camera.name)
                 found.append(Spec(process_name(row, camera.name), row, arguments))
         else:
-            found.append(Spec(process_name(row), row, (row.name, str(line_file))))
+            found.append(Spec(process_name(row), row, (*row.words, str(line_file))))
     return found
 
 

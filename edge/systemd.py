@@ -66,6 +66,9 @@ def plan_install(file: Path, root: Path, executable: Path, systemd_version: int)
         unit = f"edge-capture@{line}:{camera.name}.service"
         plan.files[UNITS / f"{unit}.d" / DROP_IN] = capture_drop_in(_facts(settings, camera))
         plan.links[UNITS / f"edge-line@{line}.target.wants" / unit] = "/" + str(UNITS / "edge-capture@.service")
+    if settings.plc is not None:
+        unit = f"edge-plc@{line}.service"
+        plan.links[UNITS / f"edge-line@{line}.target.wants" / unit] = "/" + str(UNITS / "edge-plc@.service")
     alert = writable_drop_in(tuple(_outside(settings.line.data_dir, settings.archive.dir)))
     if alert:
         plan.files[UNITS / f"edge-alert@{line}.service.d" / DROP_IN] = alert

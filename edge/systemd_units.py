@@ -1,8 +1,8 @@
 """The text of the systemd units, from the one table in `edge.line`.
 
-Templates know no line: an instance is `LINE` for edge-line@, edge-alert@ and edge-infer@, and `LINE:CAMERA` for
-edge-capture@ (names hold no colon, so nothing has to be escaped). What a capture unit cannot learn from its instance -
-which target it belongs to, how large its ring is - stands in a drop-in for that instance.
+Templates know no line: an instance is `LINE` for edge-line@, edge-plc@, edge-alert@ and edge-infer@, and `LINE:CAMERA`
+for edge-capture@ (names hold no colon, so nothing has to be escaped). What a capture unit cannot learn from its
+instance - which target it belongs to, how large its ring is - stands in a drop-in for that instance.
 
 The services run as one system user, not as dynamic users: they share sockets in /run/edge-inspect and rings in
 /dev/shm, which `DynamicUser=` (through `RemoveIPC=`) would remove with the last service, and with them the journal
@@ -57,13 +57,14 @@ UMask=0077
 """
 
 _DEVICES = {
+    "plc": "# Digital outputs.\nDevicePolicy=closed\nDeviceAllow=char-gpiochip rw",
     "alert": "PrivateDevices=yes",
     "infer": "# GPUs and NPUs; names of device classes that this host does not have are skipped.\n"
     "DevicePolicy=closed\n"
     "DeviceAllow=char-nvidia* rw\nDeviceAllow=char-nvhost* rw\nDeviceAllow=char-drm rw\nDeviceAllow=char-accel rw",
     "capture": "DevicePolicy=closed\nDeviceAllow=char-video4linux rw",
 }
-_LOCKED = {"alert": "0", "infer": "infinity", "capture": "infinity"}  # pinned host memory, camera buffers
+_LOCKED = {"plc": "0", "alert": "0", "infer": "infinity", "capture": "infinity"}  # pinned host memory, camera buffers
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,12 @@ def _writable(folders: tuple[Path, ...]) -> str:
     return "".join(f"ReadWritePaths={folder}\n" for folder in folders)
 
 
+def _hardening(row: Role) -> str:
+    """The PLC's service alone may have real-time priority: nothing else has to be punctual to the millisecond."""
+    text = _HARDENING.rstrip("\n")
+    return text.replace("RestrictRealtime=yes", "LimitRTPRIO=80") if row.name == "plc" else text
+
+
 def _before(row: Role) -> list[Role]:
     """The rows that start before this one, first to last."""
     return sorted(
@@ -123,9 +130,9 @@ def _before(row: Role) -> list[Role]:
 
 
 def _target() -> str:
-    services = " ".join(f"edge-{row.name}@%i.service" for row in ROLES if not row.per_camera)
+    services = " ".join(f"edge-{row.name}@%i.service" for row in ROLES if not row.per_camera and not row.section)
     return (
-        "# One inspection line. Its cameras are wanted by links that `edge systemd install` makes.\n"
+        "# One inspection line. Its cameras and its PLC are wanted by links that `edge systemd install` makes.\n"
         "[Unit]\n"
         "Description=Inspection line %i\n"
         f"Wants={services}\n"
@@ -152,7 +159,7 @@ def _service(row: Role, executable: Path, systemd_version: int) -> str:
     service = [
         "Type=notify",
         "NotifyAccess=main",
-        f"ExecStart={executable} {row.name} {argument}",
+        f"ExecStart={executable} {' '.join(row.words)} {argument}",
         *(["ExecReload=/bin/kill -HUP $MAINPID"] if row.reloads else []),
         "Restart=on-failure",
         *backoff,
@@ -191,6 +198,6 @@ def _service(row: Role, executable: Path, systemd_version: int) -> str:
         f"LimitMEMLOCK={_LOCKED[row.name]}",
         "",
         _DEVICES[row.name],
-        _HARDENING.rstrip("\n"),
+        _hardening(row),
     ]
     return "[Unit]\n" + "\n".join(unit) + "\n\n[Service]\n" + "\n".join(service) + "\n"

@@ -2,7 +2,8 @@
 
     infer.in       PULL, bound by inference     every capture pushes FrameRefs
     alert.in       PULL, bound by alert         every capture pushes FrameRefs, inference pushes Scores
-    <process>.pub  PUB, bound by every process  its Health, once a second; alert's Verdicts as well
+    plc.in         PULL, bound by plc           alert pushes Rulings, and its Health ten times a second
+    <process>.pub  PUB, bound by every process  its Health, once a second; alert's Verdicts, plc's PlcAnswers as well
 
 On one host these are Unix sockets in the line's runtime folder (mode 0700). Inference on another host has
 `inference.endpoint = "tcp://…"` (and `alert.endpoint` for the way back): the same messages, then with CURVE, and with
@@ -55,6 +56,7 @@ ANNOUNCEMENTS = Queue(4096, "dropped and counted by the sender; the ring's journ
 FRAMES = Queue(128, "dropped and counted by the sender; the part becomes UNJUDGED at its deadline")
 REMOTE_FRAMES = Queue(4, "as FRAMES; shorter, because each message carries its pixels")
 SCORES = Queue(1024, "dropped and counted by the sender; the part becomes UNJUDGED at its deadline")
+RULINGS = Queue(1024, "dropped and counted by the sender; the PLC then decides by default")
 BROADCASTS = Queue(1000, "dropped for the slow subscriber alone")
 
 
@@ -81,6 +83,11 @@ class Endpoints:
         remote = settings.inference.endpoint
         self.infer_in = Endpoint(remote, REMOTE_FRAMES, keys) if remote else Endpoint(self._ipc("infer.in"), FRAMES)
         self.alert_in = Endpoint(settings.alert.endpoint or self._ipc("alert.in"), ANNOUNCEMENTS, keys)
+
+    @property
+    def plc_in(self) -> Endpoint:
+        """Where alert pushes what the PLC is to be told."""
+        return Endpoint(self._ipc("plc.in"), RULINGS)
 
     def publisher(self, process: str) -> Endpoint:
         """Where a process publishes."""

@@ -66,6 +66,8 @@ class Decided:
     frame: FrameRef | None  # None for a part that was never announced
     regions: tuple[RegionScore, ...] = ()
     cause: str = ""  # of UNJUDGED, in one word, for counters
+    trigger_ns: int = 0  # when the part was triggered, by this host's clock
+    deadline_ns: int = 0  # from trigger to the latest moment for the verdict; 0 where it was never announced
 
 
 @dataclass
@@ -356,7 +358,9 @@ class PartTable:
             encoder=frame.encoder if frame else None,
             origin=frame.origin if frame else None,
         )
-        return Decided(verdict, frame, tuple(score.regions) if score else (), cause)
+        deadline = min(frame.deadline_ns, MAX_DEADLINE_NS) if frame else 0
+        regions = tuple(score.regions) if score else ()
+        return Decided(verdict, frame, regions, cause, part.trigger_ns, deadline)
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._parts)

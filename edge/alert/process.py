@@ -25,8 +25,9 @@ from edge.alert.ledger import Ledger
 from edge.alert.ledger_schema import ArchiveState, Entry
 from edge.alert.recorder import Recorder
 from edge.alert.retention import Limits
+from edge.alert.rulings import Rulings
 from edge.errors import LedgerError, MessageError, RingError
-from edge.messages import Decision, FrameRef, FrameStatus, Score, decode, host_id, now_ns
+from edge.messages import Decision, FrameRef, FrameStatus, Health, Message, Score, decode, host_id, now_ns
 from edge.process import Process
 from edge.rings import Rings
 from edge.settings import Settings
@@ -67,6 +68,7 @@ class AlertProcess(Process):
         self._inbox: Inbox | None = None
         self._recorder: Recorder | None = None
         self._archive: Archive | None = None
+        self._rulings: Rulings | None = None  # where the line has a PLC
 
     def setup(self) -> None:
         """Opens ledger and archive, takes up the parts that a predecessor left, then opens the inbox."""
@@ -80,6 +82,8 @@ class AlertProcess(Process):
             limits = Limits(int(archive.max_gb * 1e9), int(archive.min_free_gb * 1e9), archive.keep_days)
             self._archive = Archive(paths.archive, limits, archive.queue_frames)
             self._archive.start()
+        if self.settings.plc is not None:
+            self._rulings = Rulings(self.settings, self.endpoints.plc_in)
         self._recover(ledger)
         self._inbox = Inbox(self.endpoints.alert_in)
         self._tell()
@@ -97,6 +101,8 @@ class AlertProcess(Process):
         self._decided += self._parts.expire(now, VERDICTS_PER_TURN)
         if self._decided and now >= self._committed_ns + self._commit_ns:
             self._commit(now)
+        if self._rulings is not None:
+            self._rulings.turn(now)
         if now >= self._second_ns:
             self._second_ns = now + 1_000_000_000
             self._each_second(now)
@@ -111,6 +117,8 @@ class AlertProcess(Process):
             self._announce_all()
             self._decided += self._parts.finish(now_ns(), "the line stopped")
             self._commit(now_ns())
+        if self._rulings is not None:
+            self._rulings.close()
         if self._archive is not None and not self._archive.stop(ARCHIVE_STOP_S):
             self.fault(f"{self._archive.waiting} frames were not archived before the process ended")
         if self._recorder is not None:
@@ -120,8 +128,14 @@ class AlertProcess(Process):
             self._recorder.ledger.close()
         if self._inbox is not None:
             self._inbox.close()
-        self._inbox = self._recorder = self._archive = None
+        self._inbox = self._recorder = self._archive = self._rulings = None
         self._rings.close()
+
+    def publish(self, message: Message) -> None:
+        """To everybody who listens; health to the PLC's process as well, by which it knows that alert lives."""
+        super().publish(message)
+        if self._rulings is not None and isinstance(message, Health):
+            self._rulings.health(message)
 
     # --- hearing ----------------------------------------------------------------------------------------------------
 
@@ -147,9 +161,8 @@ class AlertProcess(Process):
         until = min(now + int(IDLE_S * 1e9), self._second_ns)
         if self._decided:
             until = min(until, self._committed_ns + self._commit_ns)
-        due = self._parts.next_due()
-        if due is not None:
-            until = min(until, due)
+        dues = (self._parts.next_due(), self._rulings.next_due_ns() if self._rulings is not None else None)
+        until = min([until, *(due for due in dues if due is not None)])
         return max(0.0, (until - now) * 1e-9)
 
     # --- the rings' journals ----------------------------------------------------------------------------------------
@@ -235,6 +248,8 @@ class AlertProcess(Process):
             by_part[entry.verdict.id] = item
         published = self._recorder.record(entries, now)
         done = now_ns()
+        if self._rulings is not None:  # before everything else: parts are on their way to the ejector
+            self._rulings.tell([by_part[entry.verdict.id] for entry in published])
         for entry in published:
             self.publish(entry.verdict)
             self._count(entry, by_part[entry.verdict.id].cause, (done - now) / 1e6)
@@ -326,6 +341,8 @@ class AlertProcess(Process):
             "rows_given_up": self._recorder.given_up,
         }.items():
             self.counters[name] = value
+        if self._rulings is not None:
+            self.counters.update(self._rulings.counters())
         self.gauges["in_flight"] = len(self._parts)
         self.gauges["rows_waiting"] = self._recorder.waiting
         if self._archive is not None:

@@ -79,15 +79,17 @@ def test_units_say_what_the_table_says(name):
     assert unit["OOMScoreAdjust"] == [str(row.oom_score)]
     assert ("ExecReload" in unit) == row.reloads
     assert {f"{name}={value}" for name, value in row.environment} <= set(unit["Environment"])
-    assert unit["ExecStart"][0].startswith(f"{EXECUTABLE} {name} ")
+    assert unit["ExecStart"][0].startswith(f"{EXECUTABLE} {' '.join(row.words)} ")
+    assert ("LimitRTPRIO" in unit) == (name == "plc") == ("RestrictRealtime" not in unit)
 
 
 def test_start_order_is_the_tables():
     units = templates()
     assert "edge-alert@%i.service" in keys(units["edge-infer@.service"])["After"]
-    assert not any("edge-" in after for after in keys(units["edge-alert@.service"])["After"])
+    assert "edge-plc@%i.service" in keys(units["edge-alert@.service"])["After"]
+    assert not any("edge-" in after for after in keys(units["edge-plc@.service"])["After"])
     after = keys(capture_drop_in(CaptureFacts("press-4", "top", 1)))["After"]
-    assert after == ["edge-alert@press-4.service edge-infer@press-4.service"]
+    assert after == ["edge-plc@press-4.service edge-alert@press-4.service edge-infer@press-4.service"]
 
 
 def test_shipped_units_are_the_generated_ones():
@@ -205,6 +207,18 @@ def test_camera_that_left_the_settings_leaves_the_units(line_file, tmp_path):
     assert units == ["edge-capture@press-4:top.service.d"]
     wants = root / UNITS / "edge-line@press-4.target.wants"
     assert [path.name for path in wants.iterdir()] == ["edge-capture@press-4:top.service"]
+
+
+def test_a_line_with_a_plc_wants_its_service(line_file, tmp_path):
+    root = tmp_path / "root"
+    assert "edge-plc" not in templates()["edge-line@.target"]
+    line_file.write_text(line_file.read_text() + '[plc]\n[plc.adapter]\ntype = "simulated"\n')
+    list(apply(plan_install(line_file, root, EXECUTABLE, 252), root))
+    link = root / UNITS / "edge-line@press-4.target.wants" / "edge-plc@press-4.service"
+    assert str(link.readlink()) == "/etc/systemd/system/edge-plc@.service"
+    line_file.write_text(LINE)
+    list(apply(plan_install(line_file, root, EXECUTABLE, 252), root))
+    assert not link.is_symlink()
 
 
 def test_uninstalling_one_line_keeps_the_units_of_another(line_file, tmp_path):

@@ -49,7 +49,7 @@ class Outputs:
     fault: int = Fault.NONE  # uint16, of `Fault`
     part: int = 0  # uint32, the part number of `result`
     result: Result = Result.NONE
-    valid: int = 0  # uint16, +1 with each new result; its lowest bit is the toggle
+    valid: int = 0  # uint16, changes with each new result, never 0; its lowest bit is the toggle
     eject: bool = False  # direct drive of the ejector, where the PLC does not time it itself
     trigger: int = 0  # uint16, +1 asks for one software trigger (where configured)
 
@@ -58,7 +58,7 @@ class Outputs:
 class Inputs:
     """What the PLC tells us."""
 
-    ack: int = 0  # uint16, `valid` of the last result that the PLC accepted
+    ack: int = 0  # uint16, `valid` of the last result that the PLC accepted, or of the last block without one
     parts: int = 0  # uint16, parts the PLC has counted at the camera; wraps
     part: int = 0  # uint32, the PLC's number of the part at the camera
     encoder: int = 0  # int32, belt counts; wraps

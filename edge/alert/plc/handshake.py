@@ -15,12 +15,15 @@ and tells what came of it (`exchanged`, `failed`). The PLC's side is docs/plc/ed
     for the PLC to see it.
     The heartbeat advances with each exchange while alert lives. Without it the PLC rejects, by its own decision.
 
-`valid` starts half its range away from the PLC's `ack`, so that a restarted line never repeats the number that the PLC
-saw last.
+Before the first result the two sides agree on `valid`: a block without a result, under a number drawn at random, which
+the PLC acknowledges. So neither what a predecessor of this process left behind, nor a block of it that was stuck in the
+network and arrives later, is taken for an acknowledgement of one of ours. `valid` is never 0, which is what a PLC that
+has just started remembers.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
 
@@ -78,9 +81,13 @@ class _Pending:
 
 
 class Handshake:
-    """The state of one PLC's handshake. `carries_results`: False where this program drives the ejector itself."""
+    """The state of one PLC's handshake.
 
-    def __init__(self, settings: PlcSettings, carries_results: bool = True) -> None:
+    `carries_results`: False where this program drives the ejector itself. Each result is then shown as it comes, for
+    lamps and counters, and nobody waits for an acknowledgement.
+    """
+
+    def __init__(self, settings: PlcSettings, carries_results: bool = True, first_valid: int | None = None) -> None:
         self._pass_on_good = settings.mode == "pass_on_good"
         self._window_ns = round(settings.window_ms * 1e6)
         self._ack_ns = round(settings.ack_ms * 1e6)
@@ -90,9 +97,12 @@ class Handshake:
         self._carries_results = carries_results
         self._queue: deque[_Pending] = deque()
         self._current: _Pending | None = None
+        self._shown = (0, Result.NONE)  # where nothing is acknowledged: the newest part and result
+        self._unseen = False  # `_shown` was not written yet
         self._known: OrderedDict[tuple[int, int], None] = OrderedDict()
-        self._valid = 0
-        self._synced = False  # whether `valid` was set apart from the PLC's `ack`
+        self._valid = first_valid or 1 + secrets.randbelow(UINT16)
+        self._synced = False  # whether the PLC has acknowledged the first `valid`
+        self._syncing_ns: int | None = None  # since when it should
         self._heartbeat = 0
         self._heard_ns: int | None = None  # when alert last spoke
         self._was_alive = False
@@ -136,7 +146,10 @@ class Handshake:
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         self.counts.rulings += 1
-        if self._carries_results and not self._stopped:
+        if not self._carries_results:
+            self._shown, self._unseen = (part & UINT32, result), True
+            self._valid = _following(self._valid)
+        elif not self._stopped:
             self._queue.append(_Pending(part & UINT32, result, trigger_ns + self._window_ns))
             if len(self._queue) > CAPACITY:
                 lost = self._queue.popleft()
@@ -151,27 +164,24 @@ class Handshake:
         self._expire(now_ns)
         if self._current is None and self._synced and self._queue:
             self._current = self._queue.popleft()
-            self._valid = (self._valid + 1) & UINT16
+            self._valid = _following(self._valid)
             self.counts.sent += 1
         current = self._current
-        if current is not None and now_ns >= current.until_ns and current.written_ns is None:
-            current = None  # its window has ended while the connection was lost: only its `valid` still stands
         alive = self.alive(now_ns)
         if alive:
             self._heartbeat = (self._heartbeat + 1) & UINT16
         block = Outputs(ready=alive, heartbeat=self._heartbeat, fault=self.fault(now_ns), valid=self._valid)
+        if not self._carries_results and alive:
+            return replace(block, part=self._shown[0], result=self._shown[1])
         return block if current is None else replace(block, part=current.part, result=current.result)
 
     def exchanged(self, inputs: Inputs, now_ns: int) -> None:
         """The block was written, and the PLC answered."""
         self._exchanged_ns = now_ns
+        self._unseen = False
         current = self._current
         if not self._synced:
-            self._synced = True
-            self._faults[Fault.STARTING] = now_ns + FAULT_HOLD_NS
-            self._valid = (inputs.ack + UINT16 // 2) & UINT16
-            if self._valid == UINT16:  # the first result must not be 0: that was in the block just now
-                self._valid = 0
+            self._sync(inputs, now_ns)
         elif current is None:
             pass
         elif inputs.ack == self._valid:
@@ -179,11 +189,6 @@ class Handshake:
             self._current = None
             if current.unknown:
                 self._faults.pop(Fault.UNKNOWN_OUTCOME, None)
-        elif current.unknown and now_ns >= current.until_ns:
-            self.counts.unresolved += 1
-            self._current = None
-            text = f"part {current.part}: its result may or may not have reached the PLC; its window is over"
-            self.raise_fault(Fault.UNKNOWN_OUTCOME, text, now_ns)
         elif current.written_ns is None:
             current.written_ns = now_ns
         self._expire(now_ns)
@@ -203,9 +208,9 @@ class Handshake:
         """When the next exchange is due."""
         if self._exchanged_ns is None:
             return now_ns
-        if self._current is not None:
+        if self._current is not None or self._syncing_ns is not None:
             return self._exchanged_ns + self._poll_ns
-        if self._queue:
+        if (self._queue and self._synced) or self._unseen:
             return now_ns
         return self._exchanged_ns + self._heartbeat_ns
 
@@ -236,6 +241,26 @@ class Handshake:
             present.add(Fault.SILENT)
         return next((fault for fault in SEVERITY if fault in present), Fault.NONE)
 
+    def _sync(self, inputs: Inputs, now_ns: int) -> None:
+        """Both sides begin with the same `valid`."""
+        if not self._carries_results:
+            synced = True
+        elif self._syncing_ns is None:
+            synced = False
+            if self.alive(now_ns):  # before, the heartbeat stands, and the PLC takes nothing
+                self._syncing_ns = now_ns
+                if inputs.ack == self._valid:  # by chance, or it is what a predecessor had
+                    self._valid = _following(self._valid + UINT16 // 2)
+        else:
+            synced = inputs.ack == self._valid
+            if not synced and now_ns - self._syncing_ns >= self._ack_ns:
+                self._syncing_ns = now_ns
+                text = "the PLC answers, but acknowledges nothing: is its program running?"
+                self.raise_fault(Fault.NOT_ACKNOWLEDGED, text, now_ns)
+        if synced:
+            self._synced, self._syncing_ns = True, None
+            self._faults[Fault.STARTING] = now_ns + FAULT_HOLD_NS
+
     def _expire(self, now_ns: int) -> None:
         """Gives up the result in the block that was not acknowledged, and those that came too late."""
         current = self._current
@@ -244,6 +269,11 @@ class Handshake:
             self._current = None
             text = f"part {current.part}: the PLC did not acknowledge {current.result.name}"
             self.raise_fault(Fault.NOT_ACKNOWLEDGED, text, now_ns)
+        elif current is not None and current.written_ns is None and now_ns >= current.until_ns:
+            self.counts.unresolved += 1
+            self._current = None
+            text = f"part {current.part}: its result may or may not have reached the PLC; its window is over"
+            self.raise_fault(Fault.UNKNOWN_OUTCOME, text, now_ns)
         while self._queue and now_ns >= self._queue[0].until_ns:
             late = self._queue.popleft()
             self.counts.late += 1
@@ -251,3 +281,8 @@ class Handshake:
             if (late.result is Result.PASS) == self._pass_on_good:
                 text = f"part {late.part}: {late.result.name} came too late and was not sent"
                 self.raise_fault(Fault.LATE, text, now_ns)
+
+
+def _following(valid: int) -> int:
+    """The number after `valid`; 0 is left out."""
+    return valid % UINT16 + 1

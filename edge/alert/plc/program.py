@@ -102,6 +102,7 @@ class PlcProgram:
             return
         self._valid_old = block.valid
         if block.result == 0:
+            self.ack = block.valid
             return
         found = False
         for part in self._way:

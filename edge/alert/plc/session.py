@@ -36,7 +36,7 @@ def result_of(decision: Decision, unjudged: str) -> Result:
 
 
 class Session:
-    """The line's side of one PLC. `clock` gives CLOCK_MONOTONIC nanoseconds."""
+    """The line's side of one PLC. `clock` gives CLOCK_MONOTONIC nanoseconds; `first_valid` is random if absent."""
 
     def __init__(
         self,
@@ -44,11 +44,13 @@ class Session:
         settings: PlcSettings,
         unjudged: str = "reject",
         clock: Callable[[], int] = time.monotonic_ns,
+        first_valid: int | None = None,
     ) -> None:
         self.adapter = adapter
-        self.handshake = Handshake(settings, carries_results=settings.eject.mode == "handshake")
+        self.handshake = Handshake(settings, settings.eject.mode == "handshake", first_valid)
         self.ejector = Ejector(settings) if settings.eject.mode == "direct" else None
         self.inputs: Inputs | None = None  # what the PLC said last
+        self.asked_ns = self.answered_ns = 0  # begin and end of that exchange
         self.written: Outputs | None = None  # what it was told last, as far as is known
         self.round_trips = Histogram()
         self.connected = False
@@ -117,10 +119,7 @@ class Session:
         self.adapter.close()
 
     def _block(self, now: int, eject: bool) -> Outputs:
-        block = replace(self.handshake.outputs(now), eject=eject)
-        if self.ejector is not None and self.ejector.on != self.ejector.at_rest:
-            block = replace(block, part=self.ejector.part & 0xFFFF_FFFF)
-        return block
+        return replace(self.handshake.outputs(now), eject=eject)
 
     def _eject(self, now: int) -> bool:
         """The output `eject` now. Pulses run only while alert lives and the PLC is connected."""
@@ -151,13 +150,14 @@ class Session:
         except PlcError as error:
             if self.ejector is not None and self.ejector.on != self.ejector.at_rest and not self._mute:
                 self._mute = True
-                text = f"part {block.part}: the connection failed with its pulse under way"
+                text = f"part {self.ejector.part}: the connection failed with its pulse under way"
                 self.handshake.raise_fault(Fault.UNKNOWN_OUTCOME, text, self._clock())
             self._drop(error)
             return
         done = self._clock()
         self.exchanges += 1
         self.inputs, self.written = inputs, block
+        self.asked_ns, self.answered_ns = began, done
         self.round_trips.add(done - began)
         self._guard_ns = max(done - began, self._guard_ns - self._guard_ns // 16)  # rises at once, decays slowly
         self._reading = EncoderReading((began + done) // 2, inputs.encoder)

@@ -215,7 +215,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(steps=steps, pass_on_good=st.booleans(), direct=st.sampled_from([False, False, True]), wraps=st.booleans())
 def test_the_simulated_program_is_the_structured_text(
     plc_block: Block, steps: Any, pass_on_good: bool, direct: bool, wraps: bool
