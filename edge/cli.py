@@ -25,6 +25,7 @@ _GROUPS = {  # command: module with a Typer `app`, and what the list of commands
     "config": ("edge.cli_config", "Check a settings file, or print an example."),
     "keys": ("edge.cli_keys", "Keys for a line that spans two computers."),
     "weights": ("edge.cli_weights", "Encoder weights: list, look into, convert."),
+    "plc": ("edge.cli_plc", "The line's PLC: run, test by hand, watch."),
     "systemd": ("edge.cli_systemd", "Run lines as systemd services."),
 }
 
