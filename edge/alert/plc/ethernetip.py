@@ -98,7 +98,6 @@ class EthernetIpAdapter:
         answer = self._request(plc, deadline, f"read {tag}", lambda: plc.Read(tag, _INPUTS, _DINT))
         values = answer if isinstance(answer, list) else [answer]
         if len(values) != _INPUTS or not all(type(value) is int for value in values):
-            self._failed = True
             raise PlcError(f"{self.name}: {tag}: {values!r:.60} are not {_INPUTS} DINT; make the tag DINT[{_INPUTS}]")
         flags, ack, parts, part, encoder = values
         for name, value in (("[1] (ack)", ack), ("[2] (parts)", parts)):
@@ -110,7 +109,7 @@ class EthernetIpAdapter:
         return Inputs(ack=ack, parts=parts, part=part & UINT32, encoder=encoder, run=bool(flags & RUN))
 
     def _request(self, plc: Any, deadline: float, what: str, call: Any) -> Any:
-        """Runs one request within what is left of the time. Any failure marks the connection as lost."""
+        """Runs one request within what is left of the time. Raises `PlcTimeout` or `PlcError`."""
         timeout = f"{self.name}: no answer within {self._settings.timeout_ms:g} ms: {what}"
         remaining = deadline - time.monotonic()
         if remaining <= 0:
@@ -124,9 +123,11 @@ class EthernetIpAdapter:
             raise PlcError(f"{self.name}: cannot {what}: {_line(error)}") from error
         if answer.Status == "Success":
             return answer.Value
-        self._failed = True
-        if time.monotonic() >= deadline:
+        self._failed = answer.Status == "Connection failure"  # the library's word for a lost or silent connection
+        if self._failed and time.monotonic() >= deadline:
             raise PlcTimeout(timeout)
+        if self._failed:
+            raise PlcError(f"{self.name}: the connection is lost: {what}")
         raise PlcError(
             f"{self.name}: cannot {what}: {_line(answer.Status)}; the tag must exist in the controller's scope "
             "with type DINT, and external access must be Read/Write"

@@ -75,7 +75,7 @@ class OpcuaAdapter:
         self._types: dict[str, ua.VariantType] = {}  # of the outputs, as the server has them
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Client | None = None
-        self._failed = False
+        self._failed = False  # the connection; a session that is merely refused something is ended in order
 
     def connect(self) -> None:
         """Opens channel and session, checks every node, reads the inputs. Raises `PlcTimeout` or `PlcError`."""
@@ -222,7 +222,7 @@ class OpcuaAdapter:
         await asyncio.sleep(0)  # lets the transport's own close run
 
     def _run(self, work: Coroutine[Any, Any, _T], seconds: float, what: str) -> _T:
-        """Runs `work` in this thread. Any failure is one line with the address, and marks the connection as lost."""
+        """Runs `work` in this thread. Any failure is one line with the address; one of the connection is remembered."""
         loop = self._loop
         if loop is None:
             work.close()
@@ -230,19 +230,16 @@ class OpcuaAdapter:
         try:
             return loop.run_until_complete(asyncio.wait_for(work, seconds))
         except PlcError:
-            self._failed = True
             raise
         except (asyncio.TimeoutError, TimeoutError) as error:
             self._failed = True
             raise PlcTimeout(f"{self.name}: no answer within {seconds:g} s: {what}") from error
         except UaStatusCodeError as error:
-            self._failed = True
             raise PlcError(f"{self.name}: cannot {what}: {_status(type(error).__name__)}") from error
         except (OSError, UaError, ValueError, TypeError) as error:
             self._failed = True
-            raise PlcError(
-                f"{self.name}: cannot {what}: {' '.join(str(error).split()) or type(error).__name__}"
-            ) from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise PlcError(f"{self.name}: cannot {what}: {reason}") from error
 
     def _connected(self) -> Client:
         if self._client is None:
