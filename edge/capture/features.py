@@ -107,6 +107,8 @@ class FeatureSet(ABC):
         """
         feature = self.describe(name)
         asked = f"{self._camera}: {name} = {_shown(value)}"
+        if feature.access == "read" and feature.value is not None and _checked(feature, value) == feature.value:
+            return feature.value
         if feature.access in ("read", "not now") or feature.kind is Kind.OTHER:
             why = "can only be read" if feature.access == "read" else "cannot be set in the camera's present settings"
             raise SourceError(f"{asked}: this feature {why}; leave it out, or set what locks it first")

@@ -14,6 +14,7 @@ SOURCES: dict[str, str] = {
     "folder": "edge.capture.folder:FolderSource",
     "opencv": "edge.capture.opencv_source:opencv_source",
     "gige": "edge.capture.gige:GigeSource",
+    "gentl": "edge.capture.gentl:GentlSource",
 }
 """`module:callable` that takes the settings and gives a source that is not open yet."""
 
