@@ -163,7 +163,7 @@ def fit(
     from calibration.score import to_text, write_text
     from calibration.workers import Workers
 
-    _use_threads(threads)
+    use_threads(threads)
     training = TrainingOptions(steps=steps or 600, batch=batch, pool=pool, flips=flips, minutes=minutes, seed=seed)
     options = FitOptions(
         images=images[0] if images else None,
@@ -251,7 +251,7 @@ def import_(
     from calibration.importing import ImportOptions, import_head
     from calibration.score import to_text, write_text
 
-    _use_threads(threads)
+    use_threads(threads)
     options = ImportOptions(
         method=method.value,
         head=head,
@@ -297,7 +297,7 @@ def score(
     from calibration.score import open_engine, score_folder, to_text, write_text
     from pipelines.bundle import Bundle as Opened
 
-    _use_threads(threads)
+    use_threads(threads)
     console = Console()
     with Reporter(console, quiet) as reporter:
         opened = Opened.open(bundle)
@@ -313,7 +313,8 @@ def score(
         report.show_scores(console, results)
 
 
-def _use_threads(threads: int | None) -> None:
+def use_threads(threads: int | None) -> None:
+    """Has torch use so many threads; None leaves it to torch."""
     if threads is not None:
         import torch
 

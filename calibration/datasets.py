@@ -38,12 +38,22 @@ class NormalImages:
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Pixels uint8 [H, W, C] of image `index`. Raises `ImageError` where the file went bad meanwhile."""
-        return read_image(self.paths[index]).pixels
+        return in_format(read_image(self.paths[index]).pixels, self.pixel_format)
 
     def frames(self, indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         """The images of `indices`, one at a time."""
         for index in indices:
             yield self.read(index)
+
+
+def in_format(pixels: NDArray[np.uint8], wanted: PixelFormat) -> NDArray[np.uint8]:
+    """Pixels of a file, gray [H, W, 1] or BGR [H, W, 3], as frames of a `wanted` format with as many channels or more.
+
+    Gray becomes colour without loss; one channel of a Bayer or gray format is taken as it is.
+    """
+    if pixels.shape[2] == 1 and wanted.channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    return np.ascontiguousarray(pixels[..., ::-1]) if wanted is PixelFormat.RGB8 else pixels
 
 
 def load_normals(
@@ -69,6 +79,17 @@ def load_normals(
             raise DataError(f"{folder}: {take} images are asked for, there are {len(listed)}")
         drawn = np.random.default_rng([seed, 0x7A4E]).permutation(len(listed))[:take]
         listed = [listed[i] for i in sorted(map(int, drawn))]
+    return load_files(listed, str(folder), skip_bad, pixel_format, progress)
+
+
+def load_files(
+    listed: Sequence[Path],
+    where: str,
+    skip_bad: bool = False,
+    pixel_format: PixelFormat | None = None,
+    progress: Progress | None = None,
+) -> NormalImages:
+    """Checks image files as `load_normals` does those of a folder; `where` names them in errors."""
     bad: list[str] = []
     skipped: list[str] = []
     seen: dict[bytes, Path] = {}
@@ -98,13 +119,13 @@ def load_normals(
             f"{len(bad)} of {len(listed)} images cannot be used; repair or remove them, or add --skip-bad:\n  {shown}"
         )
     if not seen:
-        raise DataError(f"{folder}: none of its {len(listed)} images can be used; the first says: {bad[0]}")
+        raise DataError(f"{where}: none of its {len(listed)} images can be used; the first says: {bad[0]}")
     if len(by_format) > 1:
         counts = ", ".join(f"{len(paths)} {kind.value} (such as {paths[0]})" for kind, paths in by_format.items())
-        raise DataError(f"{folder}: gray and colour images are mixed: {counts}; keep those of one camera")
+        raise DataError(f"{where}: gray and colour images are mixed: {counts}; keep those of one camera")
     (found,) = by_format
     if pixel_format is not None and pixel_format.channels != found.channels:
-        raise DataError(f"{folder}: the images are {found.value}, which cannot be read as {pixel_format.value}")
+        raise DataError(f"{where}: the images are {found.value}, which cannot be read as {pixel_format.value}")
     hasher = hashlib.sha256()
     for digest in sorted(seen):
         hasher.update(digest)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.data_check import digest_of
+from calibration.datasets import in_format
 from calibration.errors import DataError
 from calibration.results import ClassResult, Latency, ScoredImage, bootstrap, measure
 from calibration.sets import ClassSet, Item, read_mask
@@ -25,7 +26,7 @@ from calibration.sets.masks import resize_mask
 from calibration.streaming import StreamedPixels
 from pipelines.bundle import Bundle
 from pipelines.engines import Engine
-from pipelines.images import PixelFormat, read_image
+from pipelines.images import read_image
 
 Frame = NDArray[np.uint8]
 Map = NDArray[np.float32]
@@ -62,9 +63,7 @@ class Judge:
         """
         pixels = read_image(path).pixels
         wanted = self.engine.frame.pixel_format
-        if pixels.shape[2] == 1 and wanted in (PixelFormat.BGR8, PixelFormat.RGB8):
-            return np.repeat(pixels, 3, axis=2)
-        if pixels.shape[2] != wanted.channels:
+        if pixels.shape[2] > wanted.channels:
             raise DataError(f"{path}: a colour image, the bundle takes {wanted.value} frames; fit one on such images")
         size = self.engine.frame.size
         if size is not None and pixels.shape[:2] != size:
@@ -72,7 +71,7 @@ class Judge:
                 f"{path}: {pixels.shape[1]} x {pixels.shape[0]} px, the bundle takes {size[1]} x {size[0]} px (fit "
                 "with --any-size for images of any size)"
             )
-        return np.ascontiguousarray(pixels[..., ::-1]) if wanted is PixelFormat.RGB8 else pixels
+        return in_format(pixels, wanted)
 
     def judge(self, frame: Frame) -> Judged:
         """Scores one frame uint8 [H, W, C]."""

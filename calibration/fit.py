@@ -26,6 +26,7 @@ from calibration.options import FitOptions, load_encoder, make_pipeline
 from calibration.plan import Plan, make_plan
 from calibration.references import altered, choose_references
 from calibration.samples import AuxiliarySamples, join_images
+from calibration.suspects import Suspect, find_suspects, warning
 from calibration.thresholds import Choice, Origin, choose_limit, percent
 from calibration.workers import Workers
 from pipelines.bundle import Bundle, write_bundle
@@ -57,6 +58,7 @@ class FitSummary:
     choices: tuple[Choice, ...]
     losses: tuple[float, ...]
     seconds: float
+    suspects: tuple[Suspect, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -76,6 +78,7 @@ class FitSummary:
             ],
             "first_loss": float(np.mean(self.losses[:20])) if self.losses else None,
             "last_loss": float(np.mean(self.losses[-20:])) if self.losses else None,
+            "suspects": [{"path": str(one.path), "percent": one.percent} for one in self.suspects],
             "steps": len(self.losses),
             "seconds": self.seconds,
         }
@@ -122,10 +125,15 @@ def fit(options: FitOptions, report: Report, say: Say) -> FitSummary:
         elif options.resume:
             say("there is no interrupted fit to go on from; starting from the beginning")
     workers.wait()
-    scores, losses = _train(options, pipeline.to(device), images, plan, state, report, auxiliary, workers, early)
+    alone, losses = _train(options, pipeline.to(device), images, plan, state, report, auxiliary, workers, early)
     pipeline.cpu().eval().requires_grad_(False)
-    if scores is None:
+    if alone is not None and plan.origin is Origin.CROSS:
+        scores = alone
+    else:
         scores = score_frames(pipeline, images, _unseen(images, plan, options), report)
+    suspects = _suspects(images, plan, alone, scores)
+    if suspects:
+        say(f"warning: {warning(suspects)}")
     choices = choose_limits(scores, plan, options.guarantee)
     if auxiliary is not None and options.images is None:
         choices = trained.without_promise(choices, options, auxiliary)
@@ -141,7 +149,7 @@ def fit(options: FitOptions, report: Report, say: Say) -> FitSummary:
     workers.wait()
     bundle = Bundle.open(options.out)
     seconds = time.monotonic() - started
-    return FitSummary(bundle, options.method, options.rate, images, plan, choices, tuple(losses), seconds)
+    return FitSummary(bundle, options.method, options.rate, images, plan, choices, tuple(losses), seconds, suspects)
 
 
 def _silent(what: str, done: int, total: int, note: str) -> None:
@@ -280,7 +288,7 @@ def _train(
     workers: Workers,
     early: EarlyStop | None,
 ) -> tuple[NDArray[np.float64] | None, list[float]]:
-    """Fits the head; returns the scores [n, R] for the limit where the fit yields them, and the losses."""
+    """Fits the head; returns scores [n, R] of the fitted images, each without itself, if that is cheap; and losses."""
     head = pipeline.head
     if isinstance(head, FoundAD):
         train, watched = split_watched(plan.fit, options.seed) if early is not None else (plan.fit, ())
@@ -299,9 +307,21 @@ def _train(
     assert isinstance(head, MemoryBank)
     kept = memory_bank.features(pipeline, images, plan.fit, state, report)
     origin = memory_bank.fill(head, kept, pipeline.scoring.keep, options.seed, report)
-    if plan.origin is not Origin.CROSS:
+    if plan.origin is Origin.AUGMENTED:
         return None, []
     return memory_bank.leave_one_out(pipeline, kept, origin, report).double().numpy(), []
+
+
+def _suspects(
+    images: NormalImages, plan: Plan, alone: NDArray[np.float64] | None, scores: NDArray[np.float64]
+) -> tuple[Suspect, ...]:
+    """Images that score unlike the others, among those that were scored by a fit without them."""
+    found: list[Suspect] = []
+    if alone is not None:
+        found += find_suspects([images.paths[i] for i in plan.fit], alone)
+    if plan.origin is Origin.HELD_OUT:
+        found += find_suspects([images.paths[i] for i in plan.held], scores)
+    return tuple(sorted(found, key=lambda suspect: -suspect.percent))
 
 
 def _unseen(images: NormalImages, plan: Plan, options: FitOptions) -> list[NDArray[np.uint8] | int]:

@@ -100,10 +100,15 @@ class AuxiliarySamples:
 
 
 def join_images(folders: Sequence[NormalImages]) -> NormalImages:
-    """Good images of several folders (classes) as one. Raises `DataError` where their pixel formats differ."""
+    """Good images of several folders (classes) as one; gray classes become colour where others are.
+
+    Raises `DataError` where pixel formats differ otherwise.
+    """
     if len(folders) == 1:
         return folders[0]
     formats = {images.pixel_format for images in folders}
+    if len(formats) == 2 and PixelFormat.MONO8 in formats and max(form.channels for form in formats) == 3:
+        formats.remove(PixelFormat.MONO8)
     if len(formats) > 1:
         listed = ", ".join(f"{images.paths[0].parent}: {images.pixel_format.value}" for images in folders)
         raise DataError(f"the folders hold images of different pixel formats ({listed}); a bundle takes those of one")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.datasets import in_format
 from calibration.errors import DataError, MetricError
 from calibration.metrics import image_ranking
 from pipelines import engines
@@ -146,7 +147,7 @@ def score_folder(
         finally:
             if progress is not None:
                 progress(done, len(listed))
-        (row,) = engine.score([image.pixels]).scores
+        (row,) = engine.score([in_format(image.pixels, expected.pixel_format)]).scores
         parts = path.relative_to(folder).parts
         found = tuple(
             RegionResult(region.name, float(score), region.percent(float(score)))
@@ -159,9 +160,8 @@ def score_folder(
 
 
 def _check(path: Path, shape: tuple[int, ...], expected: FrameSpec) -> None:
-    if shape[2] != expected.pixel_format.channels:
-        kind = "colour" if shape[2] == 3 else "gray"
-        raise DataError(f"{path}: a {kind} image, the bundle takes {expected.pixel_format.value} frames")
+    if shape[2] > expected.pixel_format.channels:
+        raise DataError(f"{path}: a colour image, the bundle takes {expected.pixel_format.value} frames")
     if expected.size is not None and tuple(shape[:2]) != tuple(expected.size):
         raise DataError(
             f"{path}: {shape[1]} x {shape[0]} px, the bundle takes {expected.size[1]} x {expected.size[0]} px "

@@ -7,6 +7,7 @@
 * VisA as published: `split_csv/1cls.csv` beside the class folders.
 * Real-IAD: `realiad_jsons/.../<class>.json` beside `realiad_<size>/<class>`.
 * Plain folders: `good` (or `ok`, `normal`) and one folder per kind of defect; masks below `masks` or `ground_truth`.
+* Images only, without any folder: good ones to fit on.
 * A line's own data folder: `ledger.sqlite` and `archive`, labelled by operators.
 
 Opening reads no pixels; `calibration.data_check` does.

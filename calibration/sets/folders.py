@@ -75,6 +75,10 @@ def read_folders(path: Path) -> Dataset | None:
     classes = [folder for folder in subfolders(path) if is_plain(folder)]
     if classes:
         return Dataset(path, "plain folders", tuple(map(read_plain, classes)), (note,))
+    images = images_in(path) if not subfolders(path) else []
+    if images:
+        one = ClassSet(path.resolve().name, tuple(images), ())
+        return Dataset(path, "images only", (one,), ("a folder of images without labels: all are taken as good ones",))
     return None
 
 

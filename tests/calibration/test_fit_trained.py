@@ -18,7 +18,7 @@ from calibration.foundad import TrainingOptions
 from calibration.options import FitOptions
 from pipelines.bundle import Bundle
 from pipelines.engines import load
-from pipelines.images import read_image
+from pipelines.images import PixelFormat, read_image
 
 SIZE = (64, 64)
 
@@ -89,8 +89,11 @@ def test_one_model_of_several_classes(make_parts, tmp_path):
     assert len(summary.images) == 16
     assert summary.bundle.config.frame is None  # they differ in size
     other = make_parts(2, name="other", colour=True)
-    with pytest.raises(DataError, match="different pixel formats"):
-        run(quick(one, tmp_path / "c", method="vitad", more_images=(other,)))
+    summary = run(quick(one, tmp_path / "c", method="vitad", more_images=(other,)))
+    assert summary.bundle.config.pixel_format is PixelFormat.BGR8  # gray classes become colour
+    assert summary.images.read(0).shape[2] == summary.images.read(9).shape[2] == 3
+    with pytest.raises(DataError, match="cannot be read as BayerRG8"):
+        run(quick(one, tmp_path / "d", method="vitad", more_images=(other,), pixel_format=PixelFormat.BAYER_RG8))
 
 
 def test_visualad_learns_elsewhere_and_takes_its_limit_from_the_line(make_parts, auxiliary, tmp_path):
