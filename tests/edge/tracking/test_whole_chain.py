@@ -2,7 +2,8 @@
 
 The line's own logic is put together as its processes do: alignment (capture), part table and joiner (alert), handshake
 and session (plc), and the PLC's program. Frames are not taken, lost, doubled; triggers bounce; scores are lost, late,
-repeated and overtake each other; announcements and rulings are repeated; exchanges are lost, unheard, frozen, refused.
+repeated and overtake each other; a capture dies and returns; announcements and rulings are repeated; exchanges are
+lost, unheard, frozen, refused.
 """
 
 from __future__ import annotations
@@ -63,10 +64,19 @@ class Physical:
 seen = st.builds(Seen, good=st.sampled_from([True, True, True, False]), fault=FAULTS, score=SCORES)
 physical = st.builds(
     Physical,
-    gap_ms=st.one_of(st.integers(80, 160), st.integers(80, 160), st.just(900)),
+    gap_ms=st.one_of(st.integers(80, 160), st.integers(15, 160), st.just(900)),
     bounces=st.sampled_from([False] * 12 + [True]),
     seen=st.fixed_dictionaries(dict.fromkeys(CAMERAS, seen)),
 )
+
+
+@dataclass(frozen=True)
+class Down:
+    """A capture process that is killed, and when it is back."""
+
+    camera: str
+    begin_ms: int
+    length_ms: int
 
 
 class Wire(SimulatedAdapter):
@@ -81,7 +91,7 @@ class Wire(SimulatedAdapter):
         self._chain.sleep(0.001)
         inputs = super().exchange(outputs)
         answer = Answer(asked, self._chain.now, inputs.parts, inputs.part, inputs.encoder)
-        for capture in self._chain.captures.values():
+        for capture in self._chain.living():
             capture.alignment.heard(capture.triggers.hear(answer), asked)
         return inputs
 
@@ -93,18 +103,19 @@ class Capture:
     camera: str
     alignment: Alignment[FrameRef]
     triggers: CountedTriggers = field(default_factory=CountedTriggers)
+    epoch: int = 1
     sequence: int = 0
 
 
 class Chain:
     """All of it, and the clock."""
 
-    def __init__(self, realign: Realign, seed: int) -> None:
+    def __init__(self, realign: Realign, seed: int, down: Down | None) -> None:
         self.now = START
+        self.realign, self.down = realign, down
         self.dice = random.Random(seed)
         self.plc = SimulatedPlc(PlcProgram(window_ms=WINDOW_MS + 50, silence_ms=200, travel=TRAVEL_MS), 5, self.clock)
-        tolerances = Tolerances(0, 12 * MS, 30 * MS, 100 * MS, 400 * MS)
-        self.captures = {camera: Capture(camera, Alignment(tolerances, realign)) for camera in CAMERAS}
+        self.captures = {camera: Capture(camera, self.alignment()) for camera in CAMERAS}
         self.wire = Wire(self)
         self.session = Session(self.wire, PLC, clock=self.clock)
         self.table = PartTable("line", dict.fromkeys(CAMERAS, 100.0), "here")
@@ -113,6 +124,18 @@ class Chain:
         self.order = itertools.count()
         self.scores: dict[tuple[str, int], Seen] = {}  # of a frame, by its time
         self.told: dict[str, list[tuple[int, int]]] = defaultdict(list)  # by camera: part number, time of its frame
+
+    def alignment(self) -> Alignment[FrameRef]:
+        return Alignment(Tolerances(0, 12 * MS, 30 * MS, 100 * MS, 400 * MS), self.realign)
+
+    def living(self) -> list[Capture]:
+        """Captures that run now; one that was killed begins anew with another epoch."""
+        if self.down is None or self.now < START + self.down.begin_ms * MS:
+            return list(self.captures.values())
+        if self.now < START + (self.down.begin_ms + self.down.length_ms) * MS:
+            self.captures[self.down.camera] = Capture(self.down.camera, self.alignment(), epoch=2)
+            return [capture for capture in self.captures.values() if capture.camera != self.down.camera]
+        return list(self.captures.values())
 
     def clock(self) -> int:
         return self.now
@@ -145,16 +168,17 @@ class Chain:
         while self.todo and self.todo[0][0] <= self.now:
             _, _, what = heapq.heappop(self.todo)
             if isinstance(what, FrameRef):
-                self.captures[what.id.camera].alignment.frame(
-                    what.trigger_ns, what, self.now, whole=what.status is FrameStatus.OK
-                )
+                whole = what.status is FrameStatus.OK
+                for capture in self.living():
+                    if capture.camera == what.id.camera:
+                        capture.alignment.frame(what.trigger_ns, what, self.now, whole=whole)
             elif isinstance(what, Score):
                 self.rule(self.table.score(what, self.now))
             elif isinstance(what, Mishap):
                 self.wire.mishaps.append(what)
             else:
                 self.plc.thaw()
-        for capture in self.captures.values():
+        for capture in self.living():
             self.announce(capture)
         self.rule(self.table.expire(self.now))
         for ruling in self.joiner.expire(self.now):
@@ -167,7 +191,7 @@ class Chain:
         for told in capture.alignment.turn(self.now):
             taken = told.frame or self.frame(capture.camera, told.ns, whole=False)
             status = taken.status if told.why is None else FrameStatus.MISALIGNED
-            frame_id = FrameId(line="line", camera=capture.camera, epoch=1, sequence=capture.sequence)
+            frame_id = FrameId(line="line", camera=capture.camera, epoch=capture.epoch, sequence=capture.sequence)
             frame = msgspec.structs.replace(taken, id=frame_id, part=told.part or 0, status=status)
             capture.sequence += 1
             for _ in range(self.dice.choice([1, 1, 2])):  # the journal repeats
@@ -193,10 +217,10 @@ class Chain:
 
 
 def play(
-    parts: list[Physical], mishaps: list[tuple[int, Mishap]], realign: Realign, seed: int
+    parts: list[Physical], mishaps: list[tuple[int, Mishap]], realign: Realign, seed: int, down: Down | None = None
 ) -> tuple[Chain, dict[int, Physical], dict[int, bool]]:
     """Runs the parts through; the PLC's numbers, of the bounces too, and what it decided."""
-    chain = Chain(realign, seed)
+    chain = Chain(realign, seed, down)
     at, counted = START + WARM_UP_MS * MS, []
     for part in parts:
         at += part.gap_ms * MS
@@ -222,17 +246,18 @@ def play(
     return chain, {number: part for number, (_, part) in enumerate(counted, 1)}, dict(chain.plc.decided)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(physical, min_size=1, max_size=12),
     st.lists(st.tuples(st.integers(0, 2500), st.sampled_from(Mishap)), max_size=5),
     st.sampled_from(["command", "gap", "next"]),
     st.integers(0, 2**32 - 1),
+    st.none() | st.builds(Down, st.sampled_from(CAMERAS), st.integers(0, 2500), st.integers(50, 1000)),
 )
 def test_no_part_passes_without_a_pass_of_its_own(
-    parts: list[Physical], mishaps: list[tuple[int, Mishap]], realign: Realign, seed: int
+    parts: list[Physical], mishaps: list[tuple[int, Mishap]], realign: Realign, seed: int, down: Down | None
 ) -> None:
-    chain, by_number, decided = play(parts, mishaps, realign, seed)
+    chain, by_number, decided = play(parts, mishaps, realign, seed, down)
     assert decided.keys() == by_number.keys()
     for number, rejected in decided.items():
         if not rejected:
