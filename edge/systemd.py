@@ -24,6 +24,7 @@ from edge.errors import SettingsError
 from edge.frames import Geometry
 from edge.line import ROLES
 from edge.settings import CameraSettings, Settings, load_settings
+from edge.settings_genicam import GigeSource
 from edge.systemd_units import SYSUSERS, USER, CaptureFacts, capture_drop_in, templates, writable_drop_in
 from pipelines.errors import InspectError
 
@@ -169,7 +170,9 @@ def _facts(settings: Settings, camera: CameraSettings) -> CaptureFacts:
     if rate is not None and size is not None:
         ring = Geometry(settings.ring_slots(camera, rate), size).total_bytes
     truth = getattr(camera.source, "truth_file", None)
-    return CaptureFacts(settings.line.name, camera.name, ring, tuple(_outside(truth.parent if truth else None)))
+    outside = tuple(_outside(truth.parent if truth else None))
+    packet_socket = isinstance(camera.source, GigeSource) and camera.source.socket != "udp"
+    return CaptureFacts(settings.line.name, camera.name, ring, outside, packet_socket)
 
 
 def _outside(*folders: Path | None) -> Iterator[Path]:

@@ -66,6 +66,13 @@ _DEVICES = {
 }
 _LOCKED = {"plc": "0", "alert": "0", "infer": "infinity", "capture": "infinity"}  # pinned host memory, camera buffers
 
+_PACKET_SOCKET = """\
+# Frames of this camera are received by a packet socket.
+CapabilityBoundingSet=CAP_NET_RAW
+AmbientCapabilities=CAP_NET_RAW
+RestrictAddressFamilies=AF_PACKET
+"""
+
 
 @dataclass(frozen=True)
 class CaptureFacts:
@@ -75,6 +82,7 @@ class CaptureFacts:
     camera: str
     ring_bytes: int | None  # None: not known before the camera is open
     writable: tuple[Path, ...] = ()  # folders outside the line's state folder
+    packet_socket: bool = False  # whether a GigE Vision camera is received by one
 
 
 def templates(executable: Path = EXECUTABLE, systemd_version: int = 0) -> dict[str, str]:
@@ -103,7 +111,7 @@ def capture_drop_in(facts: CaptureFacts) -> str:
         f"After={before.strip()}\n"
         "\n[Service]\n"
         f"StateDirectory=edge-inspect/{facts.line}\n"
-        f"{memory}{_writable(facts.writable)}"
+        f"{memory}{_writable(facts.writable)}{_PACKET_SOCKET if facts.packet_socket else ''}"
     )
 
 

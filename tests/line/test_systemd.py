@@ -134,7 +134,9 @@ def test_systemd_finds_nothing_wrong(tmp_path):
     # `verify` takes what follows a colon for an alias, so the drop-in of LINE:CAMERA is tried on the template.
     drop_in = tmp_path / "edge-capture@.service.d"
     drop_in.mkdir()
-    (drop_in / "10-line.conf").write_text(capture_drop_in(CaptureFacts("press-4", "top", 10**9, (Path("/srv/truth"),))))
+    (drop_in / "10-line.conf").write_text(
+        capture_drop_in(CaptureFacts("press-4", "top", 10**9, (Path("/srv/truth"),), packet_socket=True))
+    )
     for unit in ("edge-alert@press-4.service", "edge-infer@press-4.service", "edge-line@press-4.target"):
         assert verify(tmp_path, unit) == ""
     assert verify(tmp_path, "edge-capture@.service") == ""
@@ -230,6 +232,14 @@ def test_uninstalling_one_line_keeps_the_units_of_another(line_file, tmp_path):
     assert (root / UNITS / "edge-alert@.service").is_file()
     assert (root / UNITS / "edge-capture@press-4:top.service.d" / "10-line.conf").is_file()
     assert not (root / UNITS / "edge-line@press.target.wants").exists()
+
+
+def test_only_a_camera_received_by_packet_socket_may_open_one():
+    for packet_socket in (True, False):
+        drop_in = keys(capture_drop_in(CaptureFacts("press-4", "top", 1, packet_socket=packet_socket)))
+        assert drop_in.get("AmbientCapabilities", []) == ["CAP_NET_RAW"] * packet_socket
+        assert drop_in.get("CapabilityBoundingSet", []) == ["CAP_NET_RAW"] * packet_socket
+        assert drop_in.get("RestrictAddressFamilies", []) == ["AF_PACKET"] * packet_socket
 
 
 def test_ring_counts_as_memory_of_capture(line_file, tmp_path):
