@@ -23,16 +23,38 @@ import time
 from typing import Any, ClassVar
 
 from pylogix import PLC
+from pylogix.lgx_comm import Connection
 
 from edge.alert.plc.adapter import UINT16, UINT32, Inputs, Outputs
 from edge.alert.plc.blocks import EJECT, READY, RUN, TOGGLE
 from edge.errors import PlcError, PlcTimeout
 from edge.settings_plc_protocols import EthernetIpAdapterSettings
 
-CONNECT_S = 1.0  # for each of TCP, session and connection
+CONNECT_S = 2.0  # session and connection together; TCP has as much again
 _DINT = 0xC4  # CIP data type code (CIP Vol. 1, appendix C); told, so that the library need not ask the controller
 _SIGN = 0x8000_0000
 _INPUTS = 5
+_HEADER = 24
+
+
+class _Connection(Connection):  # type: ignore[misc] # the library has no types
+    """The library's connection, with a reception that ends: its own spins for ever where a peer closes half-way."""
+
+    deadline = 0.0  # of what is received, monotonic seconds
+
+    def receive_data(self) -> bytes | None:
+        """One encapsulated message (CIP Vol. 2, 2-3: 24 bytes of header, its length at byte 2); None if none came."""
+        data = b""
+        try:
+            while len(data) < _HEADER or len(data) < _HEADER + int.from_bytes(data[2:4], "little"):
+                self.Socket.settimeout(max(self.deadline - time.monotonic(), 1e-3))
+                part = self.Socket.recv(4096)
+                if not part or time.monotonic() > self.deadline:
+                    return None
+                data += part
+        except OSError:
+            return None
+        return data
 
 
 class EthernetIpAdapter:
@@ -73,16 +95,17 @@ class EthernetIpAdapter:
             return
         with contextlib.suppress(Exception):
             if not self._failed:
-                plc.conn.Socket.settimeout(self._settings.timeout_ms / 1000)
+                plc.conn.deadline = self._deadline()
                 plc.Close()
-        for sock in (plc.conn.Socket, plc.conn.msg_socket):  # the second one it makes for nothing
-            with contextlib.suppress(Exception):
-                sock.close()
+        _close(plc.conn)
 
     def _open(self) -> None:
         settings = self._settings
         self._failed = False
         plc = self._plc = PLC(settings.host, settings.slot, CONNECT_S, port=settings.port)
+        _close(plc.conn)
+        plc.conn = _Connection(plc)
+        plc.conn.deadline = time.monotonic() + 2 * CONNECT_S
         try:
             connected, reason = plc.conn.connect()
         except Exception as error:  # the library parses what the network brings without checking
@@ -116,6 +139,7 @@ class EthernetIpAdapter:
             self._failed = True
             raise PlcTimeout(timeout)
         try:
+            plc.conn.deadline = deadline
             plc.conn.Socket.settimeout(remaining)
             answer = call()
         except Exception as error:  # the library parses what the network brings without checking
@@ -135,6 +159,12 @@ class EthernetIpAdapter:
 
     def _deadline(self) -> float:
         return time.monotonic() + self._settings.timeout_ms / 1000
+
+
+def _close(connection: Any) -> None:
+    for sock in (connection.Socket, connection.msg_socket):  # it makes the second one for nothing
+        with contextlib.suppress(OSError):
+            sock.close()
 
 
 def _dints(outputs: Outputs) -> list[int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -96,3 +99,29 @@ def test_acknowledgement_out_of_range_is_named(rig: Rig) -> None:
     with pytest.raises(PlcError, match=r"EdgeIn\[1\] \(ack\) = 70000 is not from 0 to 65535"):
         rig.adapter().connect()
     rig.client("EdgeIn[0-4]=(DINT)0,0,0,0,0")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"\x65\x00\x64\x00" + bytes(20), b"\x65\x00\x04\x00" + bytes(24), b"HTTP/1.1 400\r\n\r\n"]
+)
+def test_peer_that_is_no_controller_is_an_error(answer: bytes) -> None:
+    """The race: a peer that closes half-way through a message. The library's own reception then spins for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(1024)
+                        connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        settings = {"type": "ethernetip", "host": "127.0.0.1", "port": server.getsockname()[1]}
+        adapter = EthernetIpAdapter(EthernetIpAdapterSettings(**settings))
+        with pytest.raises(
+            PlcError, match=r"^ethernetip 127\.0\.0\.1:\d+: cannot connect: .*check the address and slot"
+        ):
+            adapter.connect()
+        adapter.close()
+        server.shutdown(socket.SHUT_RDWR)
