@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import re
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,11 +21,10 @@ import torch
 from pipelines.engines.base import Progress
 from pipelines.engines.tensorrt_graph import INPUT, OUTPUTS
 from pipelines.engines.tensorrt_targets import DEFAULT_TARGET, Batch
+from pipelines.engines.tensorrt_watch import CONVERTED, BuilderLog, Clock, monitor
 from pipelines.errors import EngineError
 
-_KERNEL = re.compile(r"^Name: (\S+?),")
 _FUSED_ATTENTION = "_gemm_mha"
-_CONVERTED, _BUILT = 0.25, 0.95  # shares of the whole at which conversion and build end
 
 
 @dataclass
@@ -72,8 +69,8 @@ class Converted:
         batch: Batch,
         pixel_shape: tuple[int, int, int],
         operators: int,
-        log: _Log,
-        clock: _Clock,
+        log: BuilderLog,
+        clock: Clock,
     ) -> None:
         self._interpreter = interpreter
         self._batch = batch
@@ -88,8 +85,8 @@ class Converted:
         log.clear()
         config = _config(self._interpreter, self._batch, target, self._pixel_shape)
         _use_timing_cache(config, timing_cache)
-        config.progress_monitor = _monitor(progress)
-        progress("build the engine", _CONVERTED)
+        config.progress_monitor = monitor(progress)
+        progress("build the engine", CONVERTED)
         self._clock.skip()
         plan = self._interpreter.builder.build_serialized_network(network, config)
         if plan is None:
@@ -120,7 +117,7 @@ def convert(
 
     Raises `EngineError` where an operator has no converter or the graph does not fit in one engine.
     """
-    clock, log = _Clock(), _Log()
+    clock, log = Clock(), BuilderLog()
     progress("convert the graph", 0.05)
     module, inputs, operators = _partition(program, _input(batch, pixel_shape))
     clock.lap("partition")
@@ -165,17 +162,42 @@ def _partition(program: torch.export.ExportedProgram, spec: Any) -> tuple[Any, A
         {"inputs": [spec], "dryrun": True, "min_block_size": 1, "require_full_compilation": True},
     )
     with _quiet(), _words("torch-tensorrt"):
-        whole = torch_tensorrt.dynamo.compile(program, **options)
+        try:
+            whole = torch_tensorrt.dynamo.compile(program, **options)
+        except Exception as error:
+            if "require_full_compilation" not in str(error):
+                raise
+            names = ", ".join(_without_converter(program)[:8]) or "some operators"  # it does not say which
+            raise EngineError(
+                f"TensorRT has no converter for {names}; use engine torch_cuda, or a head without"
+            ) from error
     parts = [module for _, module in whole.named_children()]
-    outside = [node for node in whole.graph.nodes if node.op == "call_function" and "getitem" not in str(node.target)]
+    outside = _left_to_torch(whole)
     if len(parts) != 1 or outside:
-        names = ", ".join(sorted({str(node.target) for node in outside})) or "none outside"
+        names = ", ".join(outside) or "none"
         raise EngineError(
             f"the graph does not fit in one TensorRT engine: {len(parts)} parts, operators left to torch: {names}; "
             "use engine torch_cuda"
         )
     operators = sum(node.op == "call_function" for node in parts[0].graph.nodes)
     return parts[0], construct_submodule_inputs(parts[0]), operators
+
+
+def _left_to_torch(whole: Any) -> list[str]:
+    """Names of the operators outside the TensorRT parts of a partitioned graph."""
+    graphs = [whole.graph, *(part.graph for name, part in whole.named_children() if "_run_on_acc" not in name)]
+    nodes = [node for graph in graphs for node in graph.nodes if node.op == "call_function"]
+    return sorted({str(node.target) for node in nodes if "getitem" not in str(node.target)})
+
+
+def _without_converter(program: torch.export.ExportedProgram) -> list[str]:
+    """Names of the operators of a traced graph, decomposed as torch-tensorrt does it, that it cannot convert."""
+    from torch_tensorrt.dynamo.conversion import DYNAMO_CONVERTERS
+    from torch_tensorrt.dynamo.lowering import get_decompositions
+
+    nodes = program.run_decompositions(get_decompositions()).graph.nodes
+    calls = [node for node in nodes if node.op == "call_function" and "getitem" not in str(node.target)]
+    return sorted({str(node.target) for node in calls if DYNAMO_CONVERTERS.get(node) is None})
 
 
 def _interpreter(module: Any, inputs: Any, logger: Any) -> Any:
@@ -242,76 +264,6 @@ def _keep_timing_cache(config: Any, path: Path | None) -> None:
         temporary.replace(path)
 
 
-class _Log:
-    """The builder's log: errors, warnings, and the kernels of its detailed listing."""
-
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-        self.warnings: list[str] = []
-        self.kernels: list[str] = []
-
-    def clear(self) -> None:
-        """Before another build."""
-        for lines in (self.errors, self.warnings, self.kernels):
-            lines.clear()
-
-    def make(self) -> Any:
-        """An `ILogger` that fills this."""
-        import tensorrt
-
-        log = self
-
-        class Logger(tensorrt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                tensorrt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (tensorrt.ILogger.ERROR, tensorrt.ILogger.INTERNAL_ERROR):
-                    log.errors.append(" ".join(message.split()))
-                elif severity == tensorrt.ILogger.WARNING:
-                    log.warnings.append(" ".join(message.split())[:400])
-                else:
-                    log.kernels += [found[1] for found in map(_KERNEL.match, message.splitlines()) if found]
-
-        return Logger()
-
-
-def _monitor(progress: Progress) -> Any:
-    """TensorRT's progress as ours. Its phases nest; a phase counts for its share of the step of its parent."""
-    import tensorrt
-
-    class Monitor(tensorrt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            tensorrt.IProgressMonitor.__init__(self)
-            self.open: dict[str, list[int]] = {}  # phase: steps done, steps in all
-            self.told = (0.0, 0.0)
-
-        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            self.open[name] = [0, max(1, steps)]
-            self.tell(name)
-
-        def phase_finish(self, name: str) -> None:
-            self.open.pop(name, None)
-
-        def step_complete(self, name: str, step: int) -> bool:
-            if name in self.open:
-                self.open[name][0] = step + 1
-            self.tell(name)
-            return True
-
-        def tell(self, name: str) -> None:
-            share, weight = 0.0, 1.0
-            for done, steps in self.open.values():
-                share += weight * min(done / steps, 1.0)
-                weight /= steps
-            share, now = max(self.told[0], min(share, 1.0)), time.monotonic()
-            if now - self.told[1] > 0.1:
-                self.told = (share, now)
-                progress(f"build the engine: {name[:40].lower()}", _CONVERTED + (_BUILT - _CONVERTED) * share)
-
-    return Monitor()
-
-
 @contextlib.contextmanager
 def _words(what: str) -> Any:
     """A library's exception as one line of ours."""
@@ -330,21 +282,3 @@ def _quiet() -> Any:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-class _Clock:
-    """Seconds of each stage."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def skip(self) -> None:
-        """What was until now belongs to no stage."""
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """Ends a stage."""
-        now = time.monotonic()
-        self.laps[name] = round(now - self._last, 2)
-        self._last = now
