@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from calibration import memory_bank
 from calibration.binomial import central_range
 from calibration.datasets import NormalImages, load_normals, split
-from calibration.fit import score_frames
+from calibration.limit_scores import score_frames
 from calibration.options import FitOptions, load_encoder, make_pipeline
 from calibration.thresholds import conformal_limit, exceeding_share, images_for
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from calibration import foundad, memory_bank, trained
 from calibration.checkpoints import StateFolder
@@ -22,12 +21,13 @@ from calibration.early_stop import EarlyStop, split_watched
 from calibration.errors import FitError
 from calibration.foreground import suggest_foreground
 from calibration.kept_encoder import KeptEncoder, encoder_id
+from calibration.limit_scores import choose_limits, score_frames, unseen
 from calibration.options import FitOptions, load_encoder, make_pipeline
 from calibration.plan import Plan, make_plan
-from calibration.references import altered, choose_references
+from calibration.references import choose_references
 from calibration.samples import AuxiliarySamples, join_images
-from calibration.suspects import Suspect, find_suspects, warning
-from calibration.thresholds import Choice, Origin, choose_limit, percent
+from calibration.suspects import Suspect, among_fitted, warning
+from calibration.thresholds import Choice, Origin, percent
 from calibration.workers import Workers
 from pipelines.bundle import Bundle, write_bundle
 from pipelines.heads.foundad import FoundAD
@@ -41,9 +41,6 @@ Report = Callable[[str, int, int, str], None]
 """report(what, done, total, note)"""
 Say = Callable[[str], None]
 """say(one line for people)"""
-
-ALTERED_SCORES = 32
-"""Scores of altered copies made where no image can be held out."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +127,8 @@ def fit(options: FitOptions, report: Report, say: Say) -> FitSummary:
     if alone is not None and plan.origin is Origin.CROSS:
         scores = alone
     else:
-        scores = score_frames(pipeline, images, _unseen(images, plan, options), report)
-    suspects = _suspects(images, plan, alone, scores)
+        scores = score_frames(pipeline, images, unseen(images, plan, options.seed), report)
+    suspects = among_fitted(images, plan, alone, scores)
     if suspects:
         say(f"warning: {warning(suspects)}")
     choices = choose_limits(scores, plan, options.guarantee)
@@ -209,11 +206,6 @@ def check_new(out: Path) -> None:
     """Raises `FitError` where something is at `out` already."""
     if out.exists():
         raise FitError(f"{out}: exists already; bundles are never overwritten, choose another --out or remove it")
-
-
-def choose_limits(scores: NDArray[np.float64], plan: Plan, guarantee: bool) -> tuple[Choice, ...]:
-    """One limit per region from scores [n, R] of good parts."""
-    return tuple(choose_limit(column, plan.rate, plan.origin, guarantee) for column in scores.T)
 
 
 def open_device(name: str) -> torch.device:
@@ -310,43 +302,6 @@ def _train(
     if plan.origin is Origin.AUGMENTED:
         return None, []
     return memory_bank.leave_one_out(pipeline, kept, origin, report).double().numpy(), []
-
-
-def _suspects(
-    images: NormalImages, plan: Plan, alone: NDArray[np.float64] | None, scores: NDArray[np.float64]
-) -> tuple[Suspect, ...]:
-    """Images that score unlike the others, among those that were scored by a fit without them."""
-    found: list[Suspect] = []
-    if alone is not None:
-        found += find_suspects([images.paths[i] for i in plan.fit], alone)
-    if plan.origin is Origin.HELD_OUT:
-        found += find_suspects([images.paths[i] for i in plan.held], scores)
-    return tuple(sorted(found, key=lambda suspect: -suspect.percent))
-
-
-def _unseen(images: NormalImages, plan: Plan, options: FitOptions) -> list[NDArray[np.uint8] | int]:
-    """What the limit is chosen on: numbers of held-out images, or altered copies of the fitted ones."""
-    if plan.origin is Origin.HELD_OUT:
-        return list(plan.held)
-    bayer = images.pixel_format.is_bayer
-    copies: list[NDArray[np.uint8] | int] = []
-    for number in range(max(ALTERED_SCORES, len(plan.fit))):
-        rng = np.random.default_rng([options.seed, 0xA17, number])
-        copies.append(altered(images.read(plan.fit[number % len(plan.fit)]), rng, bayer))
-    return copies
-
-
-def score_frames(
-    pipeline: Pipeline, images: NormalImages, frames: Sequence[NDArray[np.uint8] | int], report: Report
-) -> NDArray[np.float64]:
-    """Raw scores [n, R] of frames, or of image numbers."""
-    scores: list[Tensor] = []
-    for done, item in enumerate(frames, start=1):
-        frame = images.read(item) if isinstance(item, int) else item
-        with torch.inference_mode():
-            scores.append(pipeline(torch.from_numpy(frame)[None])[0])
-        report("scores for the limit", done, len(frames), "")
-    return torch.cat(scores).double().numpy()
 
 
 def write(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from calibration.datasets import load_normals
 from calibration.errors import FitError, TooFewImages
-from calibration.fit import FitSummary, Report, Say, check_new, choose_limits, score_frames, write
+from calibration.fit import FitSummary, Report, Say, check_new, write
+from calibration.limit_scores import choose_limits, score_frames
 from calibration.plan import Plan
 from calibration.thresholds import Origin, images_for, percent, smallest_rate
 from pipelines.images import PixelFormat

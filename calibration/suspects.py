@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from calibration.data_check import Finding
 from calibration.datasets import NormalImages, load_files
 from calibration.errors import DataError
+from calibration.plan import Plan
 from calibration.sets import Dataset
 from calibration.thresholds import Origin, choose_limit
 
@@ -62,6 +63,18 @@ def find_suspects(paths: Sequence[Path], scores: NDArray[np.float64]) -> tuple[S
         others = choose_limit(column[~far], RATE, Origin.CROSS)
         percents = np.maximum(percents, 100.0 * (column - others.floor) / (others.limit - others.floor))
     found = [Suspect(paths[i], float(percents[i])) for i in np.flatnonzero(far & (percents > 100.0)).tolist()]
+    return tuple(sorted(found, key=lambda suspect: -suspect.percent))
+
+
+def among_fitted(
+    images: NormalImages, plan: Plan, alone: NDArray[np.float64] | None, scores: NDArray[np.float64]
+) -> tuple[Suspect, ...]:
+    """Images that score unlike the others, among those that were scored by a fit without them."""
+    found: list[Suspect] = []
+    if alone is not None:
+        found += find_suspects([images.paths[i] for i in plan.fit], alone)
+    if plan.origin is Origin.HELD_OUT:
+        found += find_suspects([images.paths[i] for i in plan.held], scores)
     return tuple(sorted(found, key=lambda suspect: -suspect.percent))
 
 
