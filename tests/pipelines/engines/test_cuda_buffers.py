@@ -1,11 +1,19 @@
 """Buffers of GPU engines: which frame gets which score. The computation is on the CPU, and on a GPU where one is."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from pipelines import engines
+from pipelines.bundle import Bundle
+from pipelines.engines import EngineKey
 from pipelines.engines.cuda_buffers import Lanes, Run, Sizes
+from pipelines.engines.cuda_engine import CudaEngine, sizes_of
+from pipelines.engines.tensorrt_graph import EngineGraph
+from pipelines.engines.tensorrt_targets import Batch
 from pipelines.errors import EngineError
 
 SIZES = Sizes(pixels=(4, 6, 1), maps=(2, 2, 3), low=1, high=3)
@@ -119,6 +127,56 @@ def test_a_failing_computation_leaves_the_lanes_usable() -> None:
     np.testing.assert_array_equal(scores, expected(given))
 
 
+class OnTheCpu(CudaEngine):
+    """What the GPU engines share, with everything real but the device."""
+
+    name = "on_the_cpu"
+    built = False
+    supported = ("fp32",)
+
+    @classmethod
+    def make_key(cls, bundle: Bundle, config: object, precision: str, options: object = None) -> EngineKey:
+        raise NotImplementedError
+
+    @classmethod
+    def open(cls, *arguments: object) -> "OnTheCpu":
+        raise NotImplementedError
+
+    @property
+    def description(self) -> str:
+        return "for this test"
+
+
+@pytest.mark.parametrize("batch", ["1", "1:3", "4"])
+def test_the_engine_around_the_buffers_scores_like_torch(
+    bundles: Callable[..., Bundle], pictures: Callable[..., np.ndarray], batch: str
+) -> None:
+    bundle = bundles(frame=(80, 96), pixel_format="BGR8")
+    graph = EngineGraph(bundle.pipeline(), "fp32")
+
+    def run(frames: Tensor, scores: Tensor, maps: Tensor) -> None:
+        with torch.inference_mode():
+            for into, what in zip((scores, maps), graph(frames), strict=True):
+                into.copy_(what)
+
+    given = [pictures(80, 96, 3, seed=i) for i in range(7)]
+    with engines.load(bundle, ("torch",)) as plain:
+        wanted, key = plain.score(given), plain.key
+    sizes = sizes_of(bundle.config, plain.shape, Batch.parse(batch))
+    with OnTheCpu(Lanes(sizes, torch.device("cpu"), lambda lane: run), key, plain.frame) as engine:
+        got = engine.score(given)
+        np.testing.assert_allclose(got.scores, wanted.scores, atol=1e-5)
+        np.testing.assert_allclose(got.maps, wanted.maps, atol=2e-5)
+        alone = engine.collect(engine.submit(given[:1], maps=False))
+        np.testing.assert_allclose(alone.scores, wanted.scores[:1], atol=1e-5)
+        assert alone.maps.size == 0
+        engine.warm()
+        with pytest.raises(EngineError, match="takes BGR8 96x80 frames"):
+            engine.submit([given[0][:, :, :1]])
+    with pytest.raises(EngineError, match="--frame-size"):
+        sizes_of(bundles().config, plain.shape, Batch())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and a CUDA build of torch")
 def test_graphs_on_a_gpu() -> None:
     lanes = Lanes(SIZES, torch.device("cuda", 0), Counting().make)
@@ -128,3 +186,20 @@ def test_graphs_on_a_gpu() -> None:
     lanes.score(given, scores, maps)
     np.testing.assert_array_equal(scores, expected(given))
     lanes.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and a CUDA build of torch")
+@pytest.mark.parametrize("name", ["torch_cuda", "tensorrt"])
+@pytest.mark.timeout(600)
+def test_an_engine_on_a_gpu_passes_the_gate(bundles: Callable[..., Bundle], name: str) -> None:
+    bundle = bundles(frame=(80, 96))
+    try:
+        prepared = engines.prepare(bundle, name, options=engines.EngineOptions(batch="1:4"))
+    except EngineError as error:
+        if "library is missing" in str(error):
+            pytest.skip(str(error))
+        raise
+    with prepared.engine as engine:
+        prepared.report.require()
+        engine.warm()
+        assert "CUDA graphs" in engine.description
