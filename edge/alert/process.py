@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import replace
 
 import cv2
 import msgspec
@@ -249,7 +250,8 @@ class AlertProcess(Process):
         published = self._recorder.record(entries, now)
         done = now_ns()
         if self._rulings is not None:  # before everything else: parts are on their way to the ejector
-            self._rulings.tell([by_part[entry.verdict.id] for entry in published])
+            # As written: where the ledger cannot be, a PASS has become UNJUDGED.
+            self._rulings.tell(replace(by_part[entry.verdict.id], verdict=entry.verdict) for entry in published)
         for entry in published:
             self.publish(entry.verdict)
             self._count(entry, by_part[entry.verdict.id].cause, (done - now) / 1e6)
@@ -342,7 +344,8 @@ class AlertProcess(Process):
         }.items():
             self.counters[name] = value
         if self._rulings is not None:
-            self.counters.update(self._rulings.counters())
+            for name, value in self._rulings.counters().items():
+                self.counters[name] = value
         self.gauges["in_flight"] = len(self._parts)
         self.gauges["rows_waiting"] = self._recorder.waiting
         if self._archive is not None:

@@ -27,6 +27,7 @@ from edge.messages import (
     FrameRef,
     FrameStatus,
     Health,
+    Ruling,
     Score,
     ScoreStatus,
     Verdict,
@@ -36,7 +37,7 @@ from edge.messages import (
     now_ns,
 )
 from edge.settings import load_settings
-from edge.transport import Endpoints, Listener, Outbox
+from edge.transport import Endpoints, Inbox, Listener, Outbox
 from pipelines.images import PixelFormat, read_image
 
 PROGRAM = """
@@ -394,7 +395,9 @@ def test_full_disk_makes_parts_unjudged_until_there_is_room(make_rig: MakeRig, t
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("mounting a small tmpfs needs root")
     try:
-        rig = make_rig(1500, "enabled = false\n")
+        plc = '[plc]\nwindow_ms = 2000\nreconnect_max_ms = 100\nadapter = { type = "simulated" }\n'
+        rig = make_rig(1500, "enabled = false\n" + plc)
+        rulings = Inbox(Endpoints(rig.settings).plc_in)
         rig.start()
         rig.await_health(lambda h: h.state == "running")
         rig.score(rig.trigger(), 0.5)
@@ -428,7 +431,11 @@ def test_full_disk_makes_parts_unjudged_until_there_is_room(make_rig: MakeRig, t
         assert rig.end()[0] == 0
         rows = {e.verdict.id.sequence: e.verdict.decision for e in rig.rows()}
         assert rows == {v.id.sequence: v.decision for v in rig.verdicts.values()}, "the ledger contradicts a verdict"
+        told = [message for data in iter(rulings.recv, None) if isinstance(message := decode(data[0]), Ruling)]
+        assert all(ruling.decision is rows[ruling.id.sequence] for ruling in told), "the PLC was told otherwise"
+        assert len({ruling.id.sequence for ruling in told}) > 40
     finally:
+        rulings.close()
         for path in rig.settings.paths.data.iterdir():
             path.unlink()
         subprocess.run(["umount", "--lazy", folder], check=True)
