@@ -204,14 +204,14 @@ class Handshake:
             self.raise_fault(Fault.UNKNOWN_OUTCOME, text, now_ns)
         self._expire(now_ns)
 
-    def wake_ns(self, now_ns: int) -> int:
-        """When the next exchange is due."""
+    def wake_ns(self) -> int:
+        """When the next exchange is due; the past means now."""
         if self._exchanged_ns is None:
-            return now_ns
+            return 0
         if self._current is not None or self._syncing_ns is not None:
             return self._exchanged_ns + self._poll_ns
         if (self._queue and self._synced) or self._unseen:
-            return now_ns
+            return self._exchanged_ns
         return self._exchanged_ns + self._heartbeat_ns
 
     # --- faults -----------------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ class PlcProcess(Process):
         self._inbox = Inbox(self.endpoints.plc_in)
         self._writer.start()
         self.log.info("PLC", adapter=adapter.name, mode=self._plc.mode, eject=self._plc.eject.mode)
+        self.state = "degraded: the PLC is not connected yet"
         sys.setswitchinterval(SWITCH_S)
         if fault := be_punctual(self._plc.realtime_priority):
             self.log.info(fault)
@@ -178,7 +179,8 @@ class PlcProcess(Process):
 
     def _counts(self) -> None:
         assert self._session is not None
-        self.counters.update(self._session.counters())
+        for name, value in self._session.counters().items():
+            self.counters[name] = value
         self.counters["bad_messages"] = self._bad_messages
         self.gauges = self._session.gauges()
 

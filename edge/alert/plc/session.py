@@ -86,9 +86,8 @@ class Session:
         """When `turn` has something to do next; the past means now."""
         if not self.connected:
             return self._retry_ns
-        now = self._clock()
-        wake = self.handshake.wake_ns(now)
-        pulse = self.ejector.next_due_ns(now) if self.ejector is not None else None
+        wake = self.handshake.wake_ns()
+        pulse = self.ejector.next_due_ns(self._clock()) if self.ejector is not None else None
         if pulse is None:
             return wake
         # Soon the ejector switches: the exchange that does it is the heartbeat as well.
