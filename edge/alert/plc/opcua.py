@@ -72,6 +72,8 @@ class OpcuaAdapter:
         self.name = f"opcua {settings.url}"
         self._outputs = {f: settings.outputs.get(f, settings.outputs_prefix + f) for f in OUTPUT_FIELDS}
         self._inputs = {f: settings.inputs.get(f, settings.inputs_prefix + f) for f in INPUT_FIELDS}
+        self._ids: dict[str, ua.NodeId] = {}  # by their text
+        self._reads = ua.ReadParameters()
         self._types: dict[str, ua.VariantType] = {}  # of the outputs, as the server has them
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Client | None = None
@@ -100,6 +102,12 @@ class OpcuaAdapter:
         loop.close()
 
     def _open(self) -> None:
+        for node in (*self._outputs.values(), *self._inputs.values()):
+            try:
+                self._ids[node] = ua.NodeId.from_string(node)
+            except (UaError, ValueError) as error:
+                raise PlcError(f"{self.name}: {node!r} is no node id, such as ns=2;s=Name or ns=2;i=5") from error
+        self._reads.NodesToRead = [self._value_of(node) for node in self._inputs.values()]
         self._loop, self._failed = asyncio.new_event_loop(), False
         self._run(self._connect(), CONNECT_S, "connect")
         self._run(self._read(), self._settings.timeout_ms / 1000, "read the inputs")
@@ -162,7 +170,7 @@ class OpcuaAdapter:
         """Asks for types and access of the outputs: a write must have the node's own type (IEC 62541-4, 5.10.4)."""
         nodes = self._outputs
         attributes = (AttributeIds.Value, AttributeIds.UserAccessLevel)
-        wanted = [ua.ReadValueId(_node(node), attribute) for node in nodes.values() for attribute in attributes]
+        wanted = [ua.ReadValueId(self._ids[node], attribute) for node in nodes.values() for attribute in attributes]
         answers = await client.uaclient.read(ua.ReadParameters(NodesToRead=wanted))
         for index, (field, node) in enumerate(nodes.items()):
             value, access = answers[2 * index : 2 * index + 2]
@@ -184,7 +192,7 @@ class OpcuaAdapter:
             value = bool(values[field]) if kind is ua.VariantType.Boolean else int(values[field])
             # Neither status nor time: servers of PLCs refuse a write that carries them.
             data = ua.DataValue(ua.Variant(value, kind), StatusCode=None)
-            writes.append(ua.WriteValue(_node(node), AttributeIds.Value, None, data))
+            writes.append(ua.WriteValue(self._ids[node], AttributeIds.Value, None, data))
         answers = await self._connected().uaclient.write(ua.WriteParameters(NodesToWrite=writes))
         for (field, node), status in zip(self._outputs.items(), answers, strict=True):
             if not status.is_good():
@@ -192,8 +200,7 @@ class OpcuaAdapter:
         return inputs
 
     async def _read(self) -> Inputs:
-        wanted = [ua.ReadValueId(_node(node), AttributeIds.Value) for node in self._inputs.values()]
-        answers = await self._connected().uaclient.read(ua.ReadParameters(NodesToRead=wanted))
+        answers = await self._connected().uaclient.read(self._reads)
         values: dict[str, Any] = {}
         for (field, node), answer in zip(self._inputs.items(), answers, strict=True):
             self._good(answer, field, node)
@@ -241,6 +248,9 @@ class OpcuaAdapter:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise PlcError(f"{self.name}: cannot {what}: {reason}") from error
 
+    def _value_of(self, node: str) -> ua.ReadValueId:
+        return ua.ReadValueId(self._ids[node], AttributeIds.Value)
+
     def _connected(self) -> Client:
         if self._client is None:
             raise PlcError(f"{self.name}: not connected")
@@ -254,10 +264,6 @@ class OpcuaAdapter:
 
 def _is(endpoint: ua.EndpointDescription, policy: str) -> bool:
     return str(endpoint.SecurityPolicyUri) == policy
-
-
-def _node(text: str) -> ua.NodeId:
-    return ua.NodeId.from_string(text)
 
 
 def _status(name: str) -> str:

@@ -120,6 +120,11 @@ def test_missing_node_is_named(rig: Rig) -> None:
         rig.adapter(inputs={"ack": "ns=2;s=Nowhere"}).connect()
 
 
+def test_node_id_that_is_none_is_named(rig: Rig) -> None:
+    with pytest.raises(PlcError, match="'i=five' is no node id, such as"):
+        rig.adapter(outputs={"valid": "i=five"}).connect()
+
+
 def test_read_only_node_is_found_before_anything_is_written(rig: Rig) -> None:
     with pytest.raises(PlcError, match="ready, node i=2259: this user may not write it"):
         rig.adapter(outputs={"ready": "i=2259"}).connect()  # the server's own state
