@@ -25,7 +25,7 @@ from pipelines.images import PixelFormat
 
 BACKOFF_FIRST_S = 0.25
 LOOK_S = 0.05  # longest wait in one look: loss and due parts are noticed by looking
-CLOSE_S = 8.0  # longest that closing may take; Aravis gives up a dead camera after 5
+CLOSE_S = 5.0  # longest wait for a camera that is to be closed for good: a dead one would take longer
 LOST_MAX = 4096  # parts of one outage that are announced together, at most
 
 
@@ -64,7 +64,7 @@ class Connection(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Gives camera and slots back. May take seconds. Safe to call twice."""
+        """Gives back the slots, at once, then the camera, which may take seconds. Safe to call twice."""
 
     def counters(self) -> dict[str, int]:
         """What happened in this session, by names that go on in the next."""
@@ -134,7 +134,7 @@ class ConnectedSource(Source):
                 return None
 
     def close(self) -> None:
-        """Gives the camera back. Takes as long as that takes."""
+        """Gives the camera back. A dead one is left to a thread that ends with the process, its slots are free."""
         with self._changed:
             self._closing.set()
             self._changed.notify_all()
@@ -146,7 +146,9 @@ class ConnectedSource(Source):
         self._waiting.clear()
         for connection in (self._connection, self._fresh):
             if connection is not None:
-                connection.close()
+                closer = threading.Thread(target=connection.close, name="camera-close", daemon=True)
+                closer.start()
+                closer.join(CLOSE_S)
         self._connection = self._fresh = self._pool = None
 
     def health(self) -> tuple[str, dict[str, int]]:
@@ -234,8 +236,12 @@ class ConnectedSource(Source):
                 backoff_s = min(self._reconnect_max_s, 2 * backoff_s)
                 continue
             with self._changed:
-                self._fresh = connection
-                self._changed.notify_all()
+                unwanted = self._closing.is_set()
+                if not unwanted:
+                    self._fresh = connection
+                    self._changed.notify_all()
+            if unwanted:
+                connection.close()
             return
 
 

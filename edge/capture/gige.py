@@ -99,11 +99,7 @@ class GigeConnection(Connection):
         return self._ready.popleft() if self._ready else None
 
     def close(self) -> None:
-        """Camera and slots are free again. Takes seconds where the camera is dead."""
-        if self._triggers is not None:
-            self._triggers.disconnect()
-        if not self._lost:  # a dead camera would be waited for; giving up control stops a live one too
-            self._camera.stop()
+        """The slots are free at once, the camera too, unless it is dead: then it takes seconds."""
         if self._stream is not None:
             for grab in self._ready:
                 if grab.slot is not None:
@@ -112,6 +108,10 @@ class GigeConnection(Connection):
             self._stream.close()
         if self._chunk is not None:
             self._chunk.close()
+        if self._triggers is not None:
+            self._triggers.disconnect()
+        if not self._lost:  # a dead camera would be waited for; giving up control stops a live one too
+            self._camera.stop()
         self._camera.close()
 
     def counters(self) -> dict[str, int]:

@@ -184,3 +184,15 @@ def test_a_receive_buffer_that_the_kernel_does_not_allow_is_refused_with_the_lin
     source = GigeSource(gige_settings(socket="udp", receive_buffer_mb=1024))
     with pytest.raises(SourceError, match=r"net\.core\.rmem_max = \d+ allows less .* sysctl --system"):
         source.open()
+
+
+def test_closing_a_frozen_camera_frees_its_slots_and_ends_in_time(fake_camera, opened):
+    """Aravis waits more than 10 s for a camera that says nothing; a process that is told to stop has less."""
+    camera = fake_camera()
+    taker = opened()
+    taker.until(lambda: taker.count("ok") >= 3)
+    camera.freeze()
+    began = time.monotonic()
+    taker.source.close()
+    assert time.monotonic() - began < 8
+    assert taker.ring.in_flight == 0
