@@ -49,6 +49,14 @@ def warnings(settings: Settings) -> Iterator[str]:
             yield f"camera {camera.name}: bundle {bundle} does not exist; make it with `calibrate fit --out {bundle}`"
         for key, path in camera.source.missing():
             yield f"camera {camera.name}: source.{key}: {path} does not exist"
+    plc = settings.plc
+    if plc is not None and plc.eject.mode == "handshake" and plc.adapter.type != "simulated":
+        for camera in settings.cameras:
+            if camera.trigger.numbered_by == "frame":
+                yield (
+                    f"camera {camera.name}: its parts are numbered by its frames, but the PLC knows its own numbers "
+                    'only and would take no result; set [cameras.trigger] numbered_by = "plc" or "encoder"'
+                )
     needed = sum(_ring_bytes(settings))
     disk = os.statvfs(ring_directory())
     free = disk.f_bavail * disk.f_frsize

@@ -14,6 +14,7 @@ from edge.alert.plc import registry
 from edge.alert.plc.adapter import Adapter, Inputs, Outputs
 from edge.alert.plc.registry import ADAPTERS, make_adapter
 from edge.alert.plc.simulated import SimulatedAdapter
+from edge.cli_config import warnings
 from edge.errors import PlcError, SettingsError
 from edge.settings import load_settings
 from edge.settings_example import example
@@ -72,6 +73,13 @@ def test_an_adapter_without_acknowledgements_is_driven_directly(settings_file: S
         load_settings(settings_file(text))
     plc = load_settings(settings_file(text + '[plc.eject]\nmode = "direct"\ndelay_ms = 900')).plc
     assert plc is not None
+
+
+def test_numbers_that_no_plc_knows_are_warned_of(settings_file: SettingsFile) -> None:
+    modbus = '[plc]\n[plc.adapter]\ntype = "modbus"\nhost = "192.0.2.1"\n'
+    assert any("would take no result" in text for text in warnings(load_settings(settings_file(modbus))))
+    numbered = modbus + '[plc.eject]\nmode = "direct"\ndelay_ms = 900'
+    assert not any("would take no result" in text for text in warnings(load_settings(settings_file(numbered))))
 
 
 # What each protocol asks for beyond samples, and pairs of keys that exclude one another.
