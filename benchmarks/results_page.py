@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from results import METHODS, REDUCED, SETS, SHOTS, Cell
+from results import METHODS, SETS, SHOTS, SIZES, STEPS, Cell, is_of
 
 from calibration.compare import compare
 from calibration.errors import DataError
@@ -41,7 +41,7 @@ def load_cells(cells: Sequence[Cell], folder: Path) -> list[Done]:
     found = []
     for cell in cells:
         file = folder / "cells" / cell.file
-        if file.exists():
+        if is_of(cell, file):
             try:
                 found.append(Done(cell, load_evaluation(file)))
             except DataError as error:
@@ -87,7 +87,8 @@ def _head(cells: Sequence[Cell], done: Sequence[Done]) -> str:
         counts, digest = one.one["counts"], one.result["provenance"]["data_fingerprint"][:16]
         name = TITLES.get(one.cell.dataset, one.cell.dataset)
         sets[name] = f"{name} ({counts['good']} good and {counts['defective']} defective test images, `{digest}`)"
-    reduced = "\n".join(f"* {method}: `{' '.join(words)}`" for method, words in REDUCED.items())
+    reduced = [f"* {TITLES.get(name, name)}: `--size {size}` for all methods alike" for name, size in SIZES.items()]
+    reduced += [f"* {method}: `--steps {steps}`" for method, steps in STEPS.items()]
     return f"""# Results on real images
 
 Written by `python benchmarks/results.py --out DIR --page docs/results.md` from the cells that were run; every number
@@ -104,7 +105,7 @@ has its command below. {len(done)} of {len(cells)} cells were run, {when}.
 
 To fit the time, these cells differ from the command's defaults:
 
-{reduced}
+{chr(10).join(reduced)}
 
 visualad learns from the *other* set, 2 rounds as published, which is little: the authors' auxiliary sets are several
 times larger. It sees no image of the product; good ones only choose its limit, so shots do not matter.

@@ -57,6 +57,7 @@ def evaluated(cell, gap: float, seed: int, metric: float) -> str:
     latency = Latency(1.0, 1.0, 1.0, 80)
     one = ClassResult(cell.dataset, metrics, {}, images, 4, 9, 10, latency, bundle, "torch", (), samples)
     provenance = {
+        "command": f"{cell.command()} --threads 1",
         "started_at": "2026-01-01T00:00:00+00:00",
         "seed": cell.seed,
         "shots": 4,
@@ -108,7 +109,7 @@ def test_the_page(results, folder, tmp_path):
     assert re.search(r"\| foundad \| 4 \| 3 \| 9\d\.\d ± 0\.0 \| 60\.0 ± 10\.0 \|", text)  # 50, 60 and 70
     assert "* foundad - **better**: Magnetic tile, 4." in text
     assert "* vitad - **worse**: Magnetic tile, 4." in text
-    assert "calibrate evaluate magnetic_tile --method foundad --shots 4 --seed 2 --steps 300" in text
+    assert "calibrate evaluate magnetic_tile --method foundad --shots 4 --seed 2" in text
     assert "* foundad, Magnetic tile, 1: seed 0, 1, 2" in text
     assert "* foundad, Magnetic tile, 4:" not in text
     write_page(page, results.matrix(), folder)
