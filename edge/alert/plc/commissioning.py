@@ -72,7 +72,7 @@ class Holder:
         self._stop.set()
         self._thread.join()
         try:
-            self._adapter.exchange(self._rest)
+            self._adapter.exchange(replace(self._rest, heartbeat=self._heartbeat))  # it stands from now on
         except PlcError:
             pass  # it is lost: then the heartbeat has stopped, and the PLC has taken its outputs to safe by itself
         finally:
