@@ -66,6 +66,11 @@ class Connection(ABC):
     def close(self) -> None:
         """Gives back the slots, at once, then the camera, which may take seconds. Safe to call twice."""
 
+    def stalled(self, silent_s: float, stall_s: float) -> bool:
+        """Whether so long a silence is a fault: longer than set, and than three frames take."""
+        slowest_s = 3e-9 * self.period_ns if self.period_ns is not None else 0.0
+        return not self.by_trigger and silent_s > max(stall_s, slowest_s)
+
     def counters(self) -> dict[str, int]:
         """What happened in this session, by names that go on in the next."""
         return {}

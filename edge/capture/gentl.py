@@ -85,7 +85,7 @@ class GentlConnection(Connection):
         except self._failures as error:
             raise CameraLost(f"{self._name}: is lost ({error}); are power and cable in order?") from error
         silent_s = (now_ns() - self._heard_ns) / 1e9
-        if buffer is None and not self.by_trigger and silent_s > self._settings.stall_s:
+        if buffer is None and self.stalled(silent_s, self._settings.stall_s):
             raise CameraLost(f"{self._name}: no frame for {silent_s:.1f} s, though it should run freely; is it on?")
         return self._ready.popleft() if self._ready else None
 

@@ -15,15 +15,13 @@ import time
 from collections import Counter, deque
 from dataclasses import replace
 
-import structlog
-
 from edge.capture.aravis.camera import Camera
 from edge.capture.aravis.chunks import EncoderChunk
 from edge.capture.aravis.library import BufferStatus
 from edge.capture.aravis.stream import FrameStream, Received
 from edge.capture.connection import CameraLost, ConnectedSource, Connection, Shape
 from edge.capture.device_clock import DeviceClock
-from edge.capture.frame_ids import FrameIds
+from edge.capture.frame_ids import FrameOrder
 from edge.capture.software_triggers import SoftwareTriggers
 from edge.capture.source import Grab, SlotPool, SourceInfo
 from edge.errors import SourceError
@@ -31,9 +29,8 @@ from edge.messages import FrameStatus, now_ns
 from edge.settings_genicam import GigeSource as GigeSettings
 
 RATE_UNKNOWN_HZ = 60.0  # assumed for the ring's size where neither camera nor settings tell
-GAP_MAX = 1024  # ids that may be missing at once: more means that the camera counts anew
 CONTROL_LOOK_NS = 200_000_000
-LATE_NS = 1_000_000_000  # for so long, what comes of a frame that was passed over is taken for it
+LATE_NS = 1_000_000_000  # least time in which a frame without number may be one that was passed over
 _NOTHING = (BufferStatus.UNKNOWN, BufferStatus.CLEARED, BufferStatus.ABORTED, BufferStatus.FILLING)
 
 
@@ -43,11 +40,10 @@ class GigeConnection(Connection):
     def __init__(self, settings: GigeSettings, triggers: SoftwareTriggers | None) -> None:
         """Opens, configures and prepares the receiver. Raises `SourceError`; `SourceAway` where a camera may come."""
         self._settings, self._triggers = settings, triggers
-        self._log = structlog.get_logger()
-        self._ids, self._clock = FrameIds(), DeviceClock()
+        self._order = FrameOrder(max(LATE_NS, round(2e6 * settings.retention_ms)))
+        self._clock = DeviceClock()
         self._counts: Counter[str] = Counter()
         self._ready: deque[Grab] = deque()
-        self._passed_over: deque[int] = deque()  # when ids were announced without their frame
         self._last_ns = 0  # trigger of the newest part
         self._heard_ns = self._looked_ns = 0
         self._lost = False
@@ -117,7 +113,8 @@ class GigeConnection(Connection):
     def counters(self) -> dict[str, int]:
         """Parts by what became of them, and the receiver's statistics."""
         assert self._stream is not None
-        return {**self._counts, **self._stream.statistics()}
+        order = {"frames_late": self._order.late, "ids_restarted": self._order.restarts}
+        return {**self._counts, **order, **self._stream.statistics()}
 
     def _look(self) -> None:
         """Notices that the camera is gone. Raises `CameraLost`."""
@@ -132,7 +129,7 @@ class GigeConnection(Connection):
                 f"camera {self._camera.address} is lost: it does not answer any more, or was taken over; are power and "
                 "network cable in order?"
             )
-        if not self.by_trigger and silent_s > self._settings.stall_s:
+        if self.stalled(silent_s, self._settings.stall_s):
             self._lost = True
             raise CameraLost(
                 f"camera {self._camera.address}: no frame for {silent_s:.1f} s, though it should run freely; is it on, "
@@ -145,11 +142,8 @@ class GigeConnection(Connection):
         if received.status in _NOTHING:
             self._stream.reuse(received.slot)
             return
-        ahead = self._place(received.frame_id)
-        if ahead <= 0:  # its part was announced without it
-            self._counts["frames_late"] += 1
-            if self._passed_over:
-                self._passed_over.popleft()
+        place = self._order.place(received.frame_id, self._heard_ns)
+        if place is None:
             self._stream.reuse(received.slot)
             return
         arrival_ns = _monotonic(received.host_ns)
@@ -158,50 +152,30 @@ class GigeConnection(Connection):
         if self._triggers is not None:
             missed, trigger_ns = self._triggers.claim(exposed_ns)
             self._ready.extend(self.shape.lost(sent_ns) for sent_ns in missed)
-        elif ahead > 1:
-            self._announce_gap(ahead - 1, exposed_ns)
+        else:
+            self._announce_missing(place.missing, exposed_ns)
         if trigger_ns is None:
             self._counts["frames_unasked"] += 1
             self._stream.reuse(received.slot)
             return
         self._last_ns = trigger_ns
-        self._ready.append(self._grab(received, trigger_ns))
+        self._ready.append(self._grab(received, place.frame_id, trigger_ns))
 
-    def _place(self, frame_id: int) -> int:
-        """How far the frame is ahead of the newest part; 0 or less where its part was announced already."""
-        now = now_ns()
-        while self._passed_over and now - self._passed_over[0] > LATE_NS:
-            self._passed_over.popleft()
-        if frame_id == 0:  # its leader was lost
-            if self._passed_over:
-                return 0
-            self._ids.skip()
-            return 1
-        before = self._ids.last
-        ahead = self._ids.step(frame_id)
-        if -GAP_MAX <= ahead <= GAP_MAX + 1:
-            return ahead
-        self._counts["ids_restarted"] += 1
-        self._log.warning("the camera counts its frames anew", before=before, now=frame_id)
-        self._ids.last = frame_id
-        return 1
-
-    def _announce_gap(self, missing: int, until_ns: int) -> None:
-        """Parts between the newest one and that of `until_ns`, whose frames are not here."""
+    def _announce_missing(self, frame_ids: tuple[int, ...], until_ns: int) -> None:
+        """Parts between the newest one and that of `until_ns`, whose frames are not here, evenly spaced in time."""
         assert self._stream is not None
+        if not frame_ids:
+            return
         under_way = self._stream.under_way()
-        step_ns = (until_ns - self._last_ns) / (missing + 1) if self._last_ns else 0
-        for number in range(1, missing + 1):
-            frame_id = self._ids.after(number - missing - 1)
-            partial = bool(under_way) and (frame_id in under_way or 0 in under_way)
-            when_ns = round(until_ns - step_ns * (missing + 1 - number))
-            grab = self.shape.lost(when_ns)
-            grab = replace(grab, camera_frame=frame_id, status=FrameStatus.INCOMPLETE if partial else grab.status)
-            self._ready.append(grab)
-            self._counts["frames_incomplete" if partial else "frames_lost"] += 1
-            self._passed_over.append(now_ns())
+        step_ns = (until_ns - self._last_ns) // (len(frame_ids) + 1) if self._last_ns else 0
+        for back, frame_id in zip(range(len(frame_ids), 0, -1), frame_ids, strict=True):
+            partial = frame_id in under_way or 0 in under_way
+            status = FrameStatus.INCOMPLETE if partial else FrameStatus.LOST
+            self._counts[f"frames_{status.value}"] += 1
+            lost = self.shape.lost(until_ns - back * step_ns)
+            self._ready.append(replace(lost, camera_frame=frame_id, status=status))
 
-    def _grab(self, received: Received, trigger_ns: int) -> Grab:
+    def _grab(self, received: Received, frame_id: int | None, trigger_ns: int) -> Grab:
         """The part of a frame that is in its turn. Gives the receiver a slot for the one that it uses."""
         assert self._stream is not None
         status = FrameStatus.OK
@@ -223,7 +197,7 @@ class GigeConnection(Connection):
             self.shape.height,
             self.shape.width,
             trigger_ns,
-            camera_frame=self._ids.last,
+            camera_frame=frame_id,
             camera_time_ns=received.device_ns or None,
             encoder=encoder,
         )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.capture.device_clock import DeviceClock
-from edge.capture.frame_ids import FrameIds
+from edge.capture.frame_ids import FrameIds, FrameOrder
 from edge.capture.memory_slots import SLOTS_MAX, MemorySlots
 from edge.capture.opening import Opening
 from edge.capture.software_triggers import SoftwareTriggers
@@ -60,6 +60,43 @@ def test_a_frame_without_a_number_is_the_next_one():
     assert ids.skip() == 1
     assert ids.after(1) == 2
     assert ids.step(3) == 2
+
+
+FATES = st.sampled_from(["whole", "whole", "whole", "damaged", "nameless", "late", "late nameless", "lost"])
+
+
+@given(st.integers(1, 65_535), st.lists(st.tuples(FATES, st.integers(1, 5)), min_size=1, max_size=80))
+def test_each_part_is_told_once_in_order_whatever_the_receiver_hands_out_when(start, fates):
+    """Damaged frames come late and out of order, some without their number; a whole frame is always told as itself."""
+    ids = numbered(start, [0] * len(fates))
+    arrivals: list[tuple[float, int, bool, bool]] = [(0, ids[0], True, True)]  # when, id, whole, with number
+    for at, (frame_id, (fate, delay)) in enumerate(zip(ids[1:], fates, strict=True), 1):
+        if fate != "lost":
+            when = at + delay + 0.5 if fate.startswith("late") else at
+            arrivals.append((when, frame_id, fate == "whole", "nameless" not in fate))
+    closing = ids[-1] % 65_535 + 1
+    arrivals.append((len(ids) + 10, closing, True, True))
+    order = FrameOrder(late_ns=10**9)
+    told: list[int] = []
+    whole: list[int] = []
+    for when, frame_id, is_whole, has_number in sorted(arrivals):
+        place = order.place(frame_id if has_number else 0, round(when * 1e6))
+        if place is None:
+            assert not is_whole, "a whole frame that comes in its turn is never thrown away"
+            continue
+        told += [*place.missing, place.frame_id]
+        if is_whole:
+            assert place.frame_id == frame_id
+            whole.append(frame_id)
+    assert told == [*ids, closing]
+    assert len(whole) == sum(fate == "whole" for fate, _ in fates) + 2
+
+
+def test_a_camera_that_counts_anew_is_followed():
+    order = FrameOrder(late_ns=10**9)
+    assert [order.place(frame_id, 0).frame_id for frame_id in (30_000, 30_001, 1, 2)] == [30_000, 30_001, 1, 2]
+    assert order.restarts == 1
+    assert order.place(30_001, 0).missing == ()
 
 
 @given(st.lists(st.integers(0, 30_000_000), min_size=1, max_size=400), st.floats(-100e-6, 100e-6))
