@@ -4,7 +4,8 @@
     python benchmarks/plc.py [--exchanges 2000] [--idle 10] [PROTOCOL ...]
 
 One exchange is a read of all inputs and a write of all outputs, with new values each time. `after idle` is one exchange
-after so many seconds of silence, ten times with --idle-repeats 10. A peer that is missing is named and left out.
+after so many seconds of silence, ten times with --idle-repeats 10; `cpu` is this side's processor time for one
+exchange, which a busy computer does not change. A peer that is missing is named and left out.
 """
 
 from __future__ import annotations
@@ -195,7 +196,9 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         try:
             for count in range(100):
                 timed(adapter, count)
+            busy = time.process_time()
             warm = [timed(adapter, count)[0] for count in range(options.exchanges)]
+            busy = time.process_time() - busy
             idle = []
             for count in range(options.idle_repeats):
                 time.sleep(options.idle)
@@ -208,6 +211,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "p50_ms": quantile(warm, 0.5),
         "p99_ms": quantile(warm, 0.99),
         "max_ms": max(warm),
+        "cpu_ms": busy * 1000 / len(warm),
         "idle_p50_ms": quantile(idle, 0.5) if idle else None,
         "idle_max_ms": max(idle) if idle else None,
     }
@@ -226,7 +230,8 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(PROTOCOLS)}")
     os.environ["BENCHMARK_PASSWORD"] = "let me in"
     if not options.json:
-        print(f"{'protocol':12} {'p50':>8} {'p99':>8} {'max':>8}   after {options.idle:g} s idle: p50, max   (ms)")
+        head = " ".join(f"{word:>8}" for word in ("p50", "p99", "max", "cpu"))
+        print(f"{'protocol':12} {head}   after {options.idle:g} s idle: p50, max   (ms)")
     for name in options.protocols or PROTOCOLS:
         try:
             row = measure(name, options)
@@ -236,7 +241,7 @@ def main() -> None:
         if options.json:
             print(json.dumps(row), flush=True)
             continue
-        numbers = " ".join(f"{row[key]:8.2f}" for key in ("p50_ms", "p99_ms", "max_ms"))
+        numbers = " ".join(f"{row[key]:8.2f}" for key in ("p50_ms", "p99_ms", "max_ms", "cpu_ms"))
         after = "" if row["idle_p50_ms"] is None else f"{row['idle_p50_ms']:8.2f} {row['idle_max_ms']:8.2f}"
         print(f"{name:12} {numbers}   {after}", flush=True)
 
