@@ -10,6 +10,7 @@ import time
 import pytest
 
 from edge.capture.aravis import network
+from edge.capture.aravis.camera import Camera
 from edge.capture.aravis.library import library
 from edge.capture.gige import GigeSource
 from edge.errors import SourceAway, SourceError
@@ -91,9 +92,10 @@ def test_software_triggers_are_parts_one_by_one_whatever_becomes_of_them(fake_ca
 def test_a_trigger_left_over_in_the_camera_is_no_part(fake_camera, opened, gige_settings):
     """Aravis' camera, like some others, keeps a pending trigger from one session to the next."""
     fake_camera()
-    first = opened(trigger="software", rate_hz=10.0)
-    first.source._connection._camera.software_trigger()
-    first.close()
+    before = Camera(gige_settings(trigger="software", rate_hz=10.0))
+    before.configure()
+    before.software_trigger()  # it does not take pictures yet
+    before.close()
     second = opened(trigger="software", rate_hz=10.0)
     second.until(lambda: second.source.health()[1].get("frames_unasked", 0) == 1)
     assert second.parts == []
