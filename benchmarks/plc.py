@@ -146,7 +146,7 @@ def mqtt(folder: Path) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def sparkplug(folder: Path) -> Iterator[dict[str, Any]]:
-    """Mosquitto; no host is needed for an hour."""
+    """Mosquitto; for a minute no host has to command."""
     with broker(folder) as (port, _):
         settings = {"type": "sparkplug", "host": "127.0.0.1", "port": port, "tls": False, "command_age_ms": 60_000}
         yield {**settings, "group": "plant", "node": "press"}

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("asyncua", reason="asyncua is missing: pip install 'edge-inspect[opcua]'")
 
 from edge.alert.plc.adapter import Inputs, Outputs, Result
 from edge.alert.plc.certificates import application_uri, certificate_der, create_certificate, fingerprint
 from edge.alert.plc.opcua import OpcuaAdapter
+from edge.cli_plc import app
 from edge.errors import PlcError
 from edge.settings_plc_protocols import OpcuaAdapterSettings
 
@@ -153,6 +155,13 @@ def test_certificate_has_what_servers_ask_for(tmp_path: Path) -> None:
     adapter = OpcuaAdapter(OpcuaAdapterSettings(type="opcua", url="opc.tcp://127.0.0.1:1", **settings))
     with pytest.raises(PlcError, match="key_file: other users may read"):
         adapter.connect()
+
+
+def test_command_makes_the_certificate_and_shows_its_fingerprint(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["certificate", str(tmp_path / "keys"), "--host", "box"])
+    assert done.exit_code == 0, done.output
+    certificate = certificate_der(tmp_path / "keys" / "opcua-certificate.der", "test")
+    assert f"SHA-256 {fingerprint(certificate)}" in done.output
 
 
 def test_garbage_is_no_certificate(tmp_path: Path) -> None:
