@@ -148,6 +148,8 @@ class GigeConnection(Connection):
             return
         arrival_ns = _monotonic(received.host_ns)
         exposed_ns = self._clock.host_ns(received.device_ns, arrival_ns)
+        if not received.host_ns and self.period_ns is not None and self._last_ns:
+            exposed_ns = min(exposed_ns, self._last_ns + self.period_ns)  # its leader was lost, and its times with it
         trigger_ns: int | None = exposed_ns
         if self._triggers is not None:
             missed, trigger_ns = self._triggers.claim(exposed_ns)
