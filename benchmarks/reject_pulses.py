@@ -10,7 +10,7 @@ import numpy as np
 from edge.messages import Decision
 
 MS = 1_000_000
-SETTLING_NS = 500 * MS  # after the PLC is back
+SETTLING_NS = 1000 * MS  # after the PLC is back: longer than the wait between two attempts to connect
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ and in the ledger (its verdict) is compared with every pulse of the server:
     hit       parts to be left alone that a pulse touched  stale   strays while the PLC was frozen or dead, or just
                                                                    after: what had waited in its sockets
 
-The limit is the median score, so that about half of the parts are rejected, in any order. Results as JSON with --json.
+The limit of the bundle made here is the median score: about half of the parts are rejected, in any order.
+Results as JSON with --json.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from reject_pulses import MS, Outcome, Part, Pulse, compare
 
@@ -46,11 +46,6 @@ from edge.errors import RingError
 from edge.frames import RingReader, ring_path
 from edge.messages import Decision, FrameRef, decode
 from edge.settings import Settings, load_settings
-from pipelines import engines
-from pipelines.bundle import Limit, RegionLimit, expected, write_bundle
-from pipelines.encoders import compact
-from pipelines.heads import MemoryBank
-from pipelines.pipeline import Pipeline, PipelineConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVER = ROOT / "tests" / "edge" / "plc" / "libmodbus_server.py"
@@ -59,7 +54,7 @@ FAKE_CAMERA = "arv-fake-gv-camera-0.8"
 
 SIDE = 96  # pixels of a frame and of the network's input
 SEED = 1
-DELAY_MS, PULSE_MS, GAP_MS, LATE_MS, DEADLINE_MS = 400.0, 20.0, 5.0, 10.0, 300.0
+DELAY_MS, GAP_MS, DEADLINE_MS = 400.0, 5.0, 300.0
 FROZEN_S, DEAD_S = 2.0, 2.0
 
 
@@ -74,6 +69,14 @@ def pictures(camera: str, numbers: Sequence[int]) -> NDArray[np.uint8]:
 
 def make_bundle(folder: Path, camera: str) -> Path:
     """A memory bank of a few pictures, with the median of others as its limit."""
+    import torch
+
+    from pipelines import engines
+    from pipelines.bundle import Limit, RegionLimit, expected, write_bundle
+    from pipelines.encoders import compact
+    from pipelines.heads import MemoryBank
+    from pipelines.pipeline import Pipeline, PipelineConfig
+
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
     encoder = compact()
@@ -130,8 +133,14 @@ mode = "{args.mode}"
 window_ms = 2000
 silence_ms = 1500
 heartbeat_ms = 20
+reconnect_max_ms = 200
 adapter = {{ type = "modbus", host = "127.0.0.1", port = {port}, timeout_ms = 50 }}
-eject = {{ mode = "direct", delay_ms = {DELAY_MS}, pulse_ms = {PULSE_MS}, min_gap_ms = {GAP_MS}, late_ms = {LATE_MS} }}
+[plc.eject]
+mode = "direct"
+delay_ms = {DELAY_MS}
+pulse_ms = {args.pulse_ms}
+min_gap_ms = {GAP_MS}
+late_ms = {args.late_ms}
 """
     )
     return load_settings(file)
@@ -289,14 +298,14 @@ def measure(args: argparse.Namespace, folder: Path) -> Outcome:
     shm = folder / "shm"
     shm.mkdir()
     os.environ |= {"EDGE_SHM_DIR": str(shm), "OMP_NUM_THREADS": "1"}
-    bundle = make_bundle(folder, args.camera)
+    bundle = args.bundle.absolute() if args.bundle else make_bundle(folder, args.camera)
     server = Server(folder)
     settings = write_settings(folder, args, bundle, server.port)
     try:
         with fake_camera(args):
             line = Line(settings, dict(os.environ))
             try:
-                line.wait(lambda: line.look() > 5 * args.rate, 120, "the line's first parts")
+                line.wait(lambda: line.look() > max(5, 2 * args.rate), 120, "the line's first parts")
                 first = line.look()
                 if args.mishaps:
                     away = mishaps(line, server, args.minutes * 60)
@@ -307,7 +316,7 @@ def measure(args: argparse.Namespace, folder: Path) -> Outcome:
                 last = [frame for frame in line.frames if frame.trigger_ns < time.monotonic_ns() - 1000 * MS]
             finally:
                 line.stop()
-        # Parts of the first seconds are not counted: processes connect one after the other.
+        # The first parts are not counted: processes connect one after the other.
         begin_ns, end_ns = line.frames[first].trigger_ns, last[-1].trigger_ns
     finally:
         server.send(signal.SIGCONT)
@@ -319,16 +328,19 @@ def measure(args: argparse.Namespace, folder: Path) -> Outcome:
     parts = [part for part in every if begin_ns <= part.due_ns - delay <= end_ns]
     due = [part.due_ns for part in parts]
     pulses = [pulse for pulse in server.pulses(at_rest) if due[0] - 25 * MS < pulse.on_ns < due[-1] + 25 * MS]
-    return compare(parts, pulses, away, wanted, PULSE_MS, near_ms=500 / args.rate - 1)
+    return compare(parts, pulses, away, wanted, args.pulse_ms, near_ms=500 / args.rate - 1)
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--camera", choices=("simulated", "gige"), default="simulated")
+    parser.add_argument("--bundle", type=Path, help="a bundle for its frames; one is made if absent")
     parser.add_argument("--address", default="127.0.0.1", help="of the GigE Vision camera")
     parser.add_argument("--mode", choices=("reject_on_fail", "pass_on_good"), default="reject_on_fail")
     parser.add_argument("--rate", type=float, default=20.0, help="parts per second")
+    parser.add_argument("--pulse-ms", type=float, default=20.0, help="length of a pulse")
+    parser.add_argument("--late-ms", type=float, default=10.0, help="by how much a pulse may begin late")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--mishaps", action="store_true", help="freeze the server, then kill it, meanwhile")
     parser.add_argument("--keep", type=Path, help="keep everything in this folder")
