@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from edge.alert.plc.adapter import Outputs, Result
 from edge.alert.plc.program import PlcProgram
 
+ROOT = Path(__file__).parents[3]
 Block = Callable[..., Any]
 OLD = 2**32 - 3_000  # the milliseconds of a PLC wrap soon
 
@@ -66,6 +69,17 @@ def plc(plc_block: Block) -> Callable[..., Plc]:
 
 def counts(plc: Plc) -> tuple[int, int]:
     return int(plc.program.Passed), int(plc.program.Rejected)
+
+
+def test_another_parser_takes_it_for_iec_61131() -> None:
+    """blark parses the dialect of TwinCAT; it complains on standard error and exits with 0 all the same."""
+    blark = ROOT / ".peers" / "venv" / "bin" / "blark"
+    if not blark.is_file():
+        pytest.skip("blark is not installed (run .ci/peers)")
+    words = [blark, "parse", "--print-tree", ROOT / "docs" / "plc" / "edge_inspect.st"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert "FB_EdgeInspect" in done.stdout
+    assert "Failed" not in done.stdout + done.stderr
 
 
 # --- pass on good ----------------------------------------------------------------------------------------------------
