@@ -23,6 +23,13 @@ class Arithmetic(str, Enum):
     BF16 = "bf16"
 
 
+class OptimizerName(str, Enum):
+    """Optimisers."""
+
+    MUON = "muon"
+    ADAMW = "adamw"
+
+
 def distill(
     teacher: Annotated[
         Path,
@@ -71,15 +78,22 @@ def distill(
     steps: Annotated[int, typer.Option(min=1, max=100_000_000, help="Training steps.")] = 20_000,
     hours: Annotated[float | None, typer.Option(min=0.001, help="Ends after so long; not repeatable then.")] = None,
     batch: Annotated[int, typer.Option(min=1, max=65536, help="Crops per step, of all processes together.")] = 16,
+    optimizer: Annotated[
+        OptimizerName, typer.Option(help="Of the encoder's matrices; everything else learns by AdamW.")
+    ] = OptimizerName.MUON,
     rate: Annotated[float, typer.Option(min=1e-7, max=1.0, help="Highest learning rate.")] = 1e-3,
     warmup: Annotated[int, typer.Option(min=0, help="Steps until the rate is at its highest.")] = 100,
-    weight_decay: Annotated[float, typer.Option(min=0.0, max=1.0, help="AdamW's decay of matrices.")] = 0.02,
+    weight_decay: Annotated[float, typer.Option(min=0.0, max=1.0, help="Decay of the encoder's matrices.")] = 0.02,
     ema: Annotated[
         float, typer.Option(help="Decay of the moving average of the weights, which is what is written.")
     ] = 0.999,
     cosine: Annotated[float, typer.Option(min=0.0, help="Weight of 1 - cosine beside smooth L1.")] = 1.0,
     relation: Annotated[float, typer.Option(min=0.0, help="Weight of the relational loss.")] = 0.0,
     augment: Annotated[float, typer.Option(min=0.0, max=2.0, help="Strength of colour, blur and noise.")] = 1.0,
+    same_view: Annotated[
+        bool,
+        typer.Option("--same-view/--plain-view", help="Whether the teacher sees the altered view, or the plain one."),
+    ] = True,
     width: Annotated[int, typer.Option(min=12, max=2048, help="Without --init: channels of a token.")] = 192,
     depth: Annotated[int, typer.Option(min=1, max=48, help="Without --init: blocks.")] = 12,
     heads: Annotated[int, typer.Option(min=1, max=64, help="Without --init: attention heads.")] = 3,
@@ -119,6 +133,7 @@ def distill(
         steps=steps,
         hours=hours,
         batch=batch,
+        optimizer=optimizer.value,
         rate=rate,
         warmup=warmup,
         weight_decay=weight_decay,
@@ -126,6 +141,7 @@ def distill(
         cosine=cosine,
         relation=relation,
         augment=augment,
+        same_view=same_view,
         width=width,
         depth=depth,
         heads=heads,

@@ -45,7 +45,7 @@ class CnnTeacher:
             raise FitError(f"--teacher {file}: needs OpenVINO: pip install 'edge-inspect[openvino]'") from None
         self.name, self._file, self._ov = file.stem, file, openvino
         self._core: Any = openvino.Core()
-        self._core.set_property("CPU", {"INFERENCE_NUM_THREADS": threads})
+        self._core.set_property("CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"})
         self._names = tuple(taps)
         model = self._read()
         if len(model.inputs) != 1 or len(model.input().get_partial_shape()) != 4:

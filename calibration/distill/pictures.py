@@ -1,7 +1,9 @@
 """Unlabelled images in memory, and the views that teacher and student get of them.
 
-A view is a function of (seed, step, place in the batch): the same crop, flip and turn for both, and colour, blur and
-noise for the student alone, so it learns to describe the same thing under another lamp.
+A view is a function of (seed, step, image): the same crop, flip and turn for both; other colours, blur and noise in the
+altered one, from which the student learns. Where the teacher describes the plain one, the student learns not to mind
+the lamp; where it describes the altered one too, the student learns to see what the teacher sees ("a good teacher is
+patient and consistent", Beyer et al., 2022).
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class Views:
-    """One batch, uint8 RGB [B, 3, S, S]: the same crops `plain` for the teacher and `altered` for the student."""
+    """One batch, uint8 RGB [B, 3, S, S]: crops as they are and, with the same geometry, altered."""
 
     plain: Tensor
     altered: Tensor
@@ -160,7 +162,7 @@ def random_crop(pixels: Pixels, size: int, rng: np.random.Generator) -> Pixels:
 
 
 def alter(crop: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """Colours, blur and noise of the student's view; the geometry is kept. uint8 [S, S, 3], strength 0 changes nothing.
+    """Other colours, blur and noise; the geometry is kept. uint8 [S, S, 3], strength 0 changes nothing.
 
     Brightness, contrast, saturation and a cast of colour are one linear map of the pixel values.
     """

@@ -29,10 +29,9 @@ from calibration.workers import Workers
 from pipelines.encoders import Encoder, compact, from_checkpoint
 from pipelines.encoders.dino import COMPACT
 
-HEAD_BATCHES, HEAD_BATCH, HEAD_SIZE = 32, 8, 224
-"""Batches that the teacher is standardised on and the heads start from, crops of each, and their side [px]."""
+HEAD_BATCH = 8
+"""Crops in one of the batches that the teacher is standardised on and the heads start from."""
 
-R2_SIZE = 224
 _HEADS = 0x4EAD
 _UNBOUND = ("hours", "resume", "threads", "device", "out")
 """Settings that may change from one run to the next that goes on from it."""
@@ -81,10 +80,10 @@ def distill(settings: DistillSettings, report: Report, say: Callable[[str], None
     if not (settings.resume and found):
         _start(trainer, teacher, train, settings, report)
     watch = _Watch(trainer, teacher, held, probes, settings, report, say)
-    if not trainer.records.get("rows"):
-        with trainer.averaged():
-            watch.look()
     with _stop_signals(say) as stopped:
+        if not trainer.records.get("rows"):
+            with trainer.averaged():
+                watch.look()
         finished = trainer.train(report, watch.look, stopped)
     card = _card(settings, teacher, trainer, train, held, finished)
     if workers.first:
@@ -127,7 +126,7 @@ class _Watch:
             "loss": round(sum(trainer.losses[-100:]) / max(1, len(trainer.losses[-100:])), 5),
         }
         if len(self._held):
-            r2 = held_out_r2(student, self._teacher, self._held, R2_SIZE)
+            r2 = held_out_r2(student, self._teacher, self._held, settings.middle_size)
             row |= {f"r2 {tap.name}": round(value, 4) for tap, value in zip(student.taps, r2, strict=True)}
         features = block_features(student.encoder, student.relation_block)
         aurocs = [bank_auroc(features, probe, settings.seed) for probe in self._probes]
@@ -155,14 +154,18 @@ def _start(
     """Standardises the teacher and starts the heads at their least-squares solution."""
 
     def batches(what: str) -> Iterator[Tensor]:
-        for number in range(HEAD_BATCHES):
+        for number in range(settings.head_batches):
             chosen = batch_numbers(number, HEAD_BATCH, len(train), settings.seed)
             key = (settings.seed, _HEADS, number)
-            yield views(train, chosen, key, HEAD_SIZE, 0.0).plain.to(trainer.device)
-            report(what, number + 1, HEAD_BATCHES, "")
+            yield views(train, chosen, key, settings.middle_size, 0.0).plain.to(trainer.device)
+            report(what, number + 1, settings.head_batches, "")
 
     standardise(trainer.module, teacher, batches("standardising"))
     fit_heads(trainer.module, teacher, batches("fitting heads"))
+    heads = [parameter.detach() for parameter in trainer.module.heads.parameters()]
+    trainer.workers.sum(heads)  # one start for all, to the last bit
+    for value in heads:
+        value.div_(trainer.workers.count)
     trainer.average = {name: value.detach().clone() for name, value in trainer.parameters.items()}
 
 
@@ -177,7 +180,8 @@ def _encoder(settings: DistillSettings) -> Encoder:
             hidden=4 * settings.width,
             patch=settings.patch,
         )
-        name = "compact" if config.with_(name="compact") == COMPACT else f"compact_{settings.width}x{settings.depth}"
+        other = f"compact_{settings.width}x{settings.depth}_patch{settings.patch}"
+        name = "compact" if config.with_(name="compact") == COMPACT else other
         encoder = Encoder(config.with_(name=name)).init_weights(settings.seed)
         with torch.no_grad():  # residual branches start small, as in DINOv3
             for parameter in (value for name, value in encoder.named_parameters() if name.endswith("gamma")):
@@ -242,6 +246,7 @@ def _card(
             "folders": [folder.name for folder in settings.images],
             "trained": len(train),
             "held_out": len(held),
+            "held_out_names": [path.name for path in held.paths],
         },
         "settings": {
             key: _json(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from calibration.errors import FitError
 from calibration.training import Precision
@@ -50,9 +51,13 @@ class DistillSettings:
     steps: int = 20_000
     hours: float | None = None
     batch: int = 16
+    optimizer: Literal["muon", "adamw"] = "muon"
     rate: float = 1e-3
     weight_decay: float = 0.02
     warmup: int = 100
+    head_batches: int = 32
+    """Batches that the teacher is standardised on and the heads start from."""
+
     ema: float = 0.999
     cosine: float = 1.0
     """Weight of 1 - cosine beside smooth L1."""
@@ -61,7 +66,10 @@ class DistillSettings:
     """Weight of the relational loss; 0 leaves it out."""
 
     augment: float = 1.0
-    """Strength of the student's photometric augmentation; 0 none."""
+    """Strength of the photometric augmentation; 0 none."""
+
+    same_view: bool = True
+    """Whether the teacher sees the altered view too, rather than the plain one."""
 
     precision: Precision = "fp32"
     device: str = "cpu"
@@ -87,6 +95,11 @@ class DistillSettings:
             raise FitError(f"--tap-weight {min(self.tap_weights)}: weights are not negative")
         if not 0.0 <= self.ema < 1.0:
             raise FitError(f"--ema {self.ema}: give a share from 0 up to below 1")
+
+    @property
+    def middle_size(self) -> int:
+        """The crops that heads start from and R2 is measured on [px]."""
+        return sorted(self.sizes)[len(self.sizes) // 2]
 
     @property
     def card(self) -> Path:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from calibration.checkpoints import StateFolder
 from calibration.distill.losses import relation_loss, token_loss
+from calibration.distill.muon import MuonAdamW
 from calibration.distill.pictures import Pictures, size_of, views
 from calibration.distill.settings import DistillSettings
 from calibration.distill.student import Student
@@ -63,15 +64,18 @@ class DistillTrainer(Trainer):
         """Average weights of the best probe so far."""
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; norms, biases, gains and tokens do not decay."""
-        matrices = [p for name, p in self.parameters.items() if p.ndim > 1 and not name.endswith(("_token", "_tokens"))]
-        kept = {id(p) for p in matrices}
-        others = [p for p in self.parameters.values() if id(p) not in kept]
+        """Muon or AdamW for the encoder's matrices, AdamW for heads, norms, biases, gains and tokens."""
+        settings = self.settings
+        matrices = [p for name, p in self.parameters.items() if p.ndim == 2 and ".blocks." in name]
+        chosen = {id(p) for p in matrices}
+        others = [p for p in self.parameters.values() if id(p) not in chosen]
+        if settings.optimizer == "muon":
+            return MuonAdamW(matrices, others, settings.rate, settings.weight_decay)
         groups = [
-            {"params": matrices, "weight_decay": self.settings.weight_decay},
+            {"params": matrices, "weight_decay": settings.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=self.settings.rate, betas=(0.9, 0.98))
+        return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.98))
 
     @property
     def done(self) -> float:
@@ -93,7 +97,8 @@ class DistillTrainer(Trainer):
         size = size_of(self.step, settings.sizes, settings.seed)
         batch = views(self._pictures, numbers, (settings.seed, self.step), size, settings.augment)
         with torch.autocast(self.device.type, enabled=False):
-            wanted = student.targets(self._teacher, batch.plain.to(self.device))
+            seen = batch.altered if settings.same_view else batch.plain
+            wanted = student.targets(self._teacher, seen.to(self.device))
         tokens = student.tokens(batch.altered.to(self.device))
         losses = [
             weight * token_loss(one, other, settings.cosine, count)
@@ -133,7 +138,7 @@ class DistillTrainer(Trainer):
         while self.done < 1.0:
             stop = self.advance(stopped())
             now = time.monotonic()
-            self.elapsed_s += now - before
+            self.elapsed_s = self._agreed(self.elapsed_s + now - before)
             before = now
             recent = self.losses[-50:]
             note = f"loss {sum(recent) / len(recent):.4f} {self.records.get('note', '')}"
@@ -152,6 +157,12 @@ class DistillTrainer(Trainer):
         self.save()
         self.module.eval().requires_grad_(False)
         return True
+
+    def _agreed(self, seconds: float) -> float:
+        """The first process's clock: all must end, and slow down, at the same step."""
+        clock = torch.tensor([seconds if self.workers.first else 0.0], device=self.device)
+        self.workers.sum([clock])
+        return float(clock) if self.workers.count > 1 else seconds
 
     def _progress(self) -> tuple[int, int]:
         """Steps done and expected."""
@@ -205,7 +216,15 @@ class DistillTrainer(Trainer):
         self._state.save("training", tensors, numbers)
 
     def _restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        super()._restore(tensors, values)
+        moments = ("step", "exp_avg", "exp_avg_sq")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"weight.{name}"])
+                found = {key: tensors[f"{key}.{name}"] for key in moments if f"{key}.{name}" in tensors}
+                self.optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(self.device) for key, value in found.items()
+                }
+        self.step, self.losses = int(values["step"]), [float(loss) for loss in values["losses"]]
         self.average = {name: tensors[f"average.{name}"].to(self.device) for name in self.parameters}
         if any(name.startswith("best.") for name in tensors):
             self.best = {name: tensors[f"best.{name}"].to(self.device) for name in self.parameters}
