@@ -191,9 +191,15 @@ def _no_promise(count: int, rate: float, origin: Origin) -> str:
         if origin is Origin.CROSS
         else "altered copies of the images were scored, because there are too few images to hold any out"
     )
+    advice = (
+        ""
+        if origin is Origin.CROSS
+        else " Parts differ more than altered copies of one do, so expect far more false rejects than asked: bring "
+        "more images, or choose the limit on other good parts with `calibrate limit`."
+    )
     return (
-        f"No guarantee: {how}, so the limit is an estimate. A promised rate of {percent(rate)} needs {needed} images "
-        "held out of the fit."
+        f"No guarantee: {how}, so the limit is an estimate.{advice} A promised rate of {percent(rate)} needs {needed} "
+        "images held out of the fit."
     )
 
 

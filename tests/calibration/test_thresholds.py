@@ -165,6 +165,12 @@ def test_scores_that_were_not_held_out_never_promise():
     assert "had not seen it" in choice.words
 
 
+def test_a_limit_from_altered_copies_says_what_to_expect():
+    words = choose_limit(np.linspace(1.0, 1.1, 32), 0.01, Origin.AUGMENTED).words
+    assert "expect far more false rejects than asked" in words
+    assert "calibrate limit" in words
+
+
 def test_equal_scores_leave_room_between_floor_and_limit():
     for value in (0.0, 0.5, -3.0):
         choice = choose_limit([value] * 30, 0.1, Origin.HELD_OUT)
