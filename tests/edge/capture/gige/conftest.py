@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edge.capture.aravis.library import library
 from edge.capture.gige import GigeSource
 from edge.capture.source import Grab
+from edge.errors import SourceError
 from edge.frames import RingWriter
 from edge.settings_sources import GigeSource as Settings
 
@@ -82,6 +84,15 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., Taker]]:
     yield make
     for taker in takers:
         taker.close()
+
+
+@pytest.fixture
+def aravis() -> None:
+    """Skips where the library is missing."""
+    try:
+        library()
+    except SourceError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 
 from edge.capture.aravis import network
 from edge.capture.aravis.camera import Camera
-from edge.capture.aravis.library import library
 from edge.capture.gige import GigeSource
 from edge.errors import SourceAway, SourceError
 from edge.messages import FrameStatus
@@ -136,8 +135,9 @@ def test_two_cameras_by_serial_number_each_from_its_own_address(fake_camera, ope
     ("address", "said"),
     [("127.0.0.9", "does not answer"), ("10.254.253.252", "is in none of this computer's subnets")],
 )
-def test_a_camera_that_is_not_there_is_told_apart_from_a_wrong_subnet(camera_network, gige_settings, address, said):
-    library()
+def test_a_camera_that_is_not_there_is_told_apart_from_a_wrong_subnet(
+    camera_network, aravis, gige_settings, address, said
+):
     if address.startswith("10") and not camera_network.own:
         pytest.skip("which subnets this computer is in is known in a network namespace only")
     with pytest.raises(SourceAway, match=said):

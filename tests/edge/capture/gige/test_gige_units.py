@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge.capture.aravis.library import Library
 from edge.capture.device_clock import DeviceClock
 from edge.capture.frame_ids import FrameIds, FrameOrder
 from edge.capture.memory_slots import SLOTS_MAX, MemorySlots
@@ -265,3 +266,9 @@ def test_slots_in_memory_are_bounded_and_used_again():
     pool.release(slots[3])
     assert pool.acquire() is slots[3]
     assert pool.out == SLOTS_MAX
+
+
+def test_without_aravis_its_package_is_named(monkeypatch):
+    monkeypatch.setattr("edge.capture.aravis.library.NAMES", ("libaravis-gone.so.0",))
+    with pytest.raises(SourceError, match=r"need libaravis-gone\.so\.0.* sudo apt-get install libaravis-0\.8-0"):
+        Library()
