@@ -72,7 +72,8 @@ class Plan:
             if context is None:
                 reasons = " | ".join(self._log.errors[-2:]) or "it gave no reason"
                 raise EngineError(f"TensorRT cannot make an execution context (GPU memory?): {reasons[:400]}")
-            if index and not context.set_optimization_profile_async(index, stream.cuda_stream):
+            # Only the very first context of an engine has a profile from the start.
+            if not context.set_optimization_profile_async(index, stream.cuda_stream):
                 raise EngineError(f"this engine has no profile for {low} to {high} frames; build it again")
             contexts.append((low, high, context))
         stream.synchronize()

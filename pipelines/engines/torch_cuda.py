@@ -134,8 +134,11 @@ class TorchCudaEngine(CudaEngine):
 
 
 def compile_graph(graph: EngineGraph) -> Any:
-    """`torch.compile` for kernels only: CUDA graphs are `cuda_buffers`' own."""
-    return torch.compile(graph, fullgraph=True, dynamic=False)
+    """`torch.compile` for kernels only: CUDA graphs are `cuda_buffers`' own.
+
+    It compiles for the first batch size, once more for any number of frames when it meets a second, and for a single one.
+    """
+    return torch.compile(graph, fullgraph=True)
 
 
 def milliseconds(run: Run, frames: Tensor, shape: tuple[int, int, int], seconds: float = 1.0) -> float:
