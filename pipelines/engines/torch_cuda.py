@@ -136,7 +136,7 @@ class TorchCudaEngine(CudaEngine):
 def compile_graph(graph: EngineGraph) -> Any:
     """`torch.compile` for kernels only: CUDA graphs are `cuda_buffers`' own.
 
-    It compiles for the first batch size, once more for any number of frames when it meets a second, and for a single one.
+    It compiles for the first batch size, then for any number of frames when it meets a second, and for a single one.
     """
     return torch.compile(graph, fullgraph=True)
 
