@@ -79,8 +79,6 @@ class Connection(ABC):
 class ConnectedSource(Source):
     """A source whose camera comes and goes."""
 
-    waits = True
-
     def __init__(self, reconnect_max_s: float) -> None:
         self.log = structlog.get_logger()
         self._reconnect_max_s = reconnect_max_s
