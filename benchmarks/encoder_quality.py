@@ -75,7 +75,7 @@ def input_shape(height: int, width: int, side: int) -> tuple[int, int]:
 def to_input(pixels: Pixels, shape: tuple[int, int]) -> Tensor:
     """Pixels uint8 [H, W, 1 or 3] (gray or BGR) -> uint8 RGB [3, *shape]."""
     resized = np.asarray(cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA)).reshape(*shape, -1)
-    return torch.from_numpy(np.ascontiguousarray(resized[..., ::-1])).permute(2, 0, 1).expand(3, -1, -1)
+    return torch.from_numpy(resized[..., ::-1].copy()).permute(2, 0, 1).expand(3, -1, -1)
 
 
 def read_set(folder: Path, side: int, most: int | None, seeds: int) -> Images:
