@@ -211,8 +211,9 @@ def table(result: dict[str, Any]) -> Table:
     """One run, for people."""
     view = Table(
         title=f"{result['side_px']} x {result['side_px']} Mono8, {result['socket']} socket, packets of "
-        f"{result['packet_size_bytes']}: {result['frames']} frames at {result['reached_hz']:.1f} of {result['rate_hz']:g}/s "
-        f"({result['mb_per_s']:.0f} MB/s), lost {result['lost']}, wrong {result['wrong']}, checked {result['checked']}",
+        f"{result['packet_size_bytes']}: {result['frames']} frames at {result['reached_hz']:.1f} of "
+        f"{result['rate_hz']:g}/s ({result['mb_per_s']:.0f} MB/s), "
+        f"lost {result['lost']}, wrong {result['wrong']}, checked {result['checked']}",
         title_justify="left",
     )
     view.add_column("ms")
