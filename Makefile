@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS ?= openvino,onnx,report,plc,test,lint
+EXTRAS ?= openvino,onnx,report,plc,gentl,test,lint
 PIP_ARGS ?=
 
 .PHONY: help demo test lint format install clean
