@@ -10,6 +10,7 @@ and applied later, or refused; alert falls silent; the program is killed and sta
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,15 +79,21 @@ class TextProgram:
 
 
 class Wire(SimulatedAdapter):
-    """An adapter whose exchanges take a millisecond, and which notes the acknowledgements that come back."""
+    """An adapter whose exchanges take a millisecond, and which notes the acknowledgements that come back.
 
-    def __init__(self, plc: SimulatedPlc, time: Time, acked: set[int]) -> None:
+    `planned`: what becomes of the first exchange with the result of a part.
+    """
+
+    def __init__(self, plc: SimulatedPlc, time: Time, acked: set[int], planned: dict[int, Mishap]) -> None:
         super().__init__(ADAPTER, plc, time.sleep)
         self._time = time
         self._acked = acked
+        self._planned = planned
 
     def exchange(self, outputs: Outputs) -> Inputs:
         self._time.sleep(0.001)
+        if outputs.result is not Result.NONE and outputs.part in self._planned:
+            self.mishaps.appendleft(self._planned.pop(outputs.part))
         inputs = super().exchange(outputs)
         if outputs.result is Result.PASS and inputs.ack == outputs.valid:
             self._acked.add(outputs.part)
@@ -101,15 +108,17 @@ class Ruled:
     decision: Decision | None  # None: the verdict is lost
     after_ms: int
     again_ms: int | None
+    mishap: Mishap | None = None  # of the exchange with its result
+    kill_ms: int | None = None  # after its verdict, this side is killed
 
 
 @dataclass
 class Schedule:
     lead_ms: int  # before the first part
     parts: list[Ruled]
-    mishaps: list[tuple[int, Mishap, int]]  # after how many exchanges; for how many ms the PLC hangs
+    mishaps: list[tuple[int, Mishap]]  # after how many exchanges
     silences: list[tuple[int, int]]  # begin and length, ms
-    kills: list[int]
+    thaw_ms: int  # after so long a frozen PLC goes on
 
 
 @dataclass
@@ -133,20 +142,15 @@ schedules = st.builds(
             decision=st.sampled_from([*Decision, Decision.PASS, Decision.REJECT, None]),
             after_ms=st.one_of(st.integers(0, 300), st.integers(0, 900)),
             again_ms=st.none() | st.integers(0, 700),
+            mishap=st.sampled_from([None, None, None, None, Mishap.LOST, Mishap.UNHEARD, Mishap.FROZEN]),
+            kill_ms=st.sampled_from([None] * 9 + [0, 3, 12]),
         ),
         min_size=1,
         max_size=25,
     ),
-    mishaps=st.lists(
-        st.tuples(
-            st.integers(0, 60),
-            st.sampled_from([mishap for mishap in Mishap if mishap is not Mishap.NONE]),
-            st.integers(1, 900),
-        ),
-        max_size=8,
-    ),
+    mishaps=st.lists(st.tuples(st.integers(0, 60), st.sampled_from(list(Mishap)[1:])), max_size=8),
     silences=st.lists(st.tuples(st.integers(0, 3000), st.integers(100, 900)), max_size=2),
-    kills=st.lists(st.integers(200, 3000), max_size=2),
+    thaw_ms=st.integers(1, 900),
 )
 
 
@@ -156,9 +160,10 @@ def play(schedule: Schedule, mode: str, block: Any) -> World:
     start = time.ns
     plc = SimulatedPlc(TextProgram(block), SCAN_MS, time)  # type: ignore[arg-type]
     world = World()
-    lives = [40_000, 65_530, 700]  # `valid` begins anywhere, also shortly before it wraps
-    wire = Wire(plc, time, world.acked)
-    session = Session(wire, plc_settings(mode), clock=time, first_valid=lives.pop())
+    lives = itertools.cycle([40_000, 65_530, 700, 20_011])  # `valid` begins anywhere, also shortly before it wraps
+    planned = {number: part.mishap for number, part in enumerate(schedule.parts, start=1) if part.mishap is not None}
+    wire = Wire(plc, time, world.acked, planned)
+    session = Session(wire, plc_settings(mode), clock=time, first_valid=next(lives))
     todo: list[tuple[int, int, Callable[[], None]]] = []  # when, order, what
 
     def at(ms: int, what: Callable[[], None]) -> None:
@@ -170,7 +175,7 @@ def play(schedule: Schedule, mode: str, block: Any) -> World:
     def kill() -> None:
         nonlocal session
         wire.close()  # the kernel does
-        session = Session(wire, plc_settings(mode), clock=time, first_valid=lives.pop())
+        session = Session(wire, plc_settings(mode), clock=time, first_valid=next(lives))
         world.killed_ms.append((time.ns - start) // MS)
 
     def rule(part: int, decision: Decision, seen_ns: int) -> None:
@@ -187,24 +192,25 @@ def play(schedule: Schedule, mode: str, block: Any) -> World:
             for after in (part.after_ms, part.again_ms):
                 if after is not None and not silent(ms + after):
                     at(ms + after, lambda n=number, d=part.decision, t=seen_ns: rule(n, d, t))  # type: ignore[misc]
+            if part.kill_ms is not None:
+                at(ms + part.after_ms + part.kill_ms, kill)
     end_ms = ms + TRAVEL_MS + 200
     for beat in range(0, end_ms, 100):
         if not silent(beat):
             at(beat, lambda: session.hear())
-    for moment in schedule.kills:
-        at(moment, kill)
     todo.sort()
-    mishaps = {after: (mishap, length) for after, mishap, length in schedule.mishaps}
-    turns = 0
+    mishaps = dict(schedule.mishaps)
+    turns, thaws_ns = 0, 0
     while time.ns < start + end_ms * MS:
+        if plc.frozen:
+            thaws_ns = thaws_ns or time.ns + schedule.thaw_ms * MS
+            if time.ns >= thaws_ns:
+                thaws_ns = 0
+                plc.thaw()
         while todo and todo[0][0] <= time.ns:
             todo.pop(0)[2]()
         if turns in mishaps:
-            mishap, length = mishaps.pop(turns)
-            wire.mishaps.append(mishap)
-            if mishap is Mishap.FROZEN:
-                todo.append((time.ns + length * MS, len(todo) + 10_000, plc.thaw))
-                todo.sort()
+            wire.mishaps.append(mishaps.pop(turns))
         before = session.exchanges + session.timeouts + session.errors
         session.turn()
         turns += session.exchanges + session.timeouts + session.errors != before
@@ -242,7 +248,7 @@ def test_without_mishaps_every_part_meets_its_verdict(plc_block: Any) -> None:
     parts = [Ruled(50, decision, 120 + 37 * number % 90, None) for number, decision in enumerate(decisions)]
     for mode in ("pass_on_good", "reject_on_fail"):
         block = plc_block(PassOnGood=mode == "pass_on_good", WindowMs=WINDOW_MS, SilenceMs=200, Travel=TRAVEL_MS)
-        world = play(Schedule(1500, parts, [], [], []), mode, block)
+        world = play(Schedule(1500, parts, [], [], 1), mode, block)
         assert world.decided == {
             number: decision is not Decision.PASS for number, decision in enumerate(decisions, start=1)
         }
