@@ -37,7 +37,7 @@ class Done:
 
 
 def load_cells(cells: Sequence[Cell], folder: Path) -> list[Done]:
-    """The cells that are done. A damaged file counts as not done, and is named."""
+    """The cells that are done, by this very command. A damaged file counts as not done, and is named."""
     found = []
     for cell in cells:
         file = folder / "cells" / cell.file
@@ -114,7 +114,7 @@ times larger. It sees no image of the product; good ones only choose its limit, 
 
 def _verdict(done: Sequence[Done]) -> str:
     """Where the trained methods beat the memory bank, and where not."""
-    by = {one.cell: one for one in done}
+    by = {one.cell.name: one for one in done}
     rows: list[str] = []
     verdicts: dict[str, dict[str, list[str]]] = {}
     for method in METHODS[1:]:
@@ -126,13 +126,14 @@ def _verdict(done: Sequence[Done]) -> str:
                     (one, by[bank])
                     for one in done
                     if (one.cell.method, one.cell.dataset, one.cell.shots) == (method, dataset, shots)
-                    and (bank := Cell("memory_bank", dataset, yardstick, one.cell.seed)) in by
+                    and (bank := f"memory_bank/{dataset}/{yardstick}/{one.cell.seed}") in by
                 ]
                 if pairs:
                     word, row = _against(pairs)
                     where = f"{TITLES.get(dataset, dataset)}, {_shots(method, shots)}"
-                    rows.append(f"| {method} | {where} | {row} |")
-                    verdicts.setdefault(method, {}).setdefault(word, []).append(where)
+                    rows.append(f"| {method} | {where} | {len(pairs)} | {row} |")
+                    seeds = f" ({len(pairs)} seed{'s' if len(pairs) > 1 else ' only'})"
+                    verdicts.setdefault(method, {}).setdefault(word, []).append(where + seeds)
     if not rows:
         return "## Against the memory bank\n\nNo trained method has been run beside it yet.\n"
     lines = []
@@ -149,10 +150,11 @@ encoder and these lengths of training:
 
 "Better" and "worse" where the paired 95 % bootstrap intervals over the test images exclude 0 for every seed.
 Differences are method less memory bank, same set, shots and seed (visualad, which sees no image of the product: less
-the bank of one image); mean over the seeds, and the interval of each seed.
+the bank of one image); mean over the n seeds, and the interval of each. An interval is over test images alone: which
+images were drawn as shots moves a result too, and only several seeds show it.
 
-| method | where | image AUROC | 95 % intervals | AU-PRO | mAD |
-|---|---|---|---|---|---|
+| method | set, shots | n | image AUROC | 95 % intervals | AU-PRO | mAD |
+|---|---|---|---|---|---|---|
 {table}
 """
 

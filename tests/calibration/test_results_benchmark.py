@@ -70,14 +70,14 @@ def evaluated(cell, gap: float, seed: int, metric: float) -> str:
 
 @pytest.fixture
 def folder(results, tmp_path):
-    """Four-shot cells: a memory bank of three seeds, a FoundAD that is far better and a ViTAD that is far worse."""
-    cells = tmp_path / "cells"
-    cells.mkdir()
+    """Four shots, three seeds: a memory bank, a FoundAD that is far better and a ViTAD that is far worse."""
+    cells = tmp_path / "done/cells"
+    cells.mkdir(parents=True)
     for method, gap in (("memory_bank", 1.0), ("foundad", 3.0), ("vitad", -1.0)):
         for seed in range(3):
             cell = results.Cell(method, "magnetic_tile", "4", seed)
             (cells / cell.file).write_text(evaluated(cell, gap, 1, 0.5 + 0.1 * seed))
-    return tmp_path
+    return cells.parent
 
 
 def test_every_cell_is_there_once_and_the_telling_ones_are_first(results):
@@ -107,12 +107,15 @@ def test_the_page(results, folder, tmp_path):
     assert text.endswith("By hand.\n")
     assert "content `abababababababab`" in text
     assert re.search(r"\| foundad \| 4 \| 3 \| 9\d\.\d ± 0\.0 \| 60\.0 ± 10\.0 \|", text)  # 50, 60 and 70
-    assert "* foundad - **better**: Magnetic tile, 4." in text
-    assert "* vitad - **worse**: Magnetic tile, 4." in text
+    assert "* foundad - **better**: Magnetic tile, 4 (3 seeds)." in text
+    assert "* vitad - **worse**: Magnetic tile, 4 (3 seeds)." in text
     assert "calibrate evaluate magnetic_tile --method foundad --shots 4 --seed 2" in text
     assert "* foundad, Magnetic tile, 1: seed 0, 1, 2" in text
     assert "* foundad, Magnetic tile, 4:" not in text
-    write_page(page, results.matrix(), folder)
+    # The command does the same.
+    folder.rename(tmp_path / ENCODER[:16])
+    words = ["--out", str(tmp_path), "--page", str(page), "--encoder-id", ENCODER]
+    subprocess.run([sys.executable, str(BENCHMARKS / "results.py"), *words], check=True)
     assert page.read_text() == text
 
 
@@ -124,7 +127,7 @@ def test_an_interval_over_zero_is_no_clear_difference(results, folder, tmp_path)
     (folder / "cells" / results.Cell("vitad", "magnetic_tile", "4", 0).file).write_text("{")
     write_page(tmp_path / "a.md", results.matrix(), folder)
     text = (tmp_path / "a.md").read_text()
-    assert "* foundad - **no clear difference**: Magnetic tile, 4." in text
+    assert "* foundad - **no clear difference**: Magnetic tile, 4 (3 seeds)." in text
     assert "8 of 78 cells" in text  # a damaged file is not done
     with pytest.raises(SystemExit, match="no cell is done yet"):
         write_page(tmp_path / "b.md", results.matrix(), tmp_path / "nowhere")
