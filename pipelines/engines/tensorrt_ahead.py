@@ -60,7 +60,8 @@ def build_ahead(
     report: ParityReport | None = None
     for precision in candidates:
         check_precision(precision, capability(name), f"target {name}")
-        tell(f"rehearse in {precision}", 0.0)
+        if precision in TYPES:
+            tell(f"rehearse in {precision}", 0.0)
         report = rehearsal(bundle, precision, frame)
         if report is None or report.passed:
             break
