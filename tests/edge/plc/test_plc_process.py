@@ -24,7 +24,7 @@ from edge.transport import Endpoints, Listener, Outbox, ensure_runtime
 SettingsFile = Callable[..., Path]
 PASS, REJECT = Decision.PASS, Decision.REJECT
 # Generous: this may be a slow computer with much else to do.
-WINDOW_MS, TRAVEL_MS, SILENCE_MS = 1500, 2500, 600
+WINDOW_MS, TRAVEL_MS, SILENCE_MS = 1000, 1800, 600
 PROGRAM = (f"Travel={TRAVEL_MS}", f"WindowMs={WINDOW_MS + 500}", f"SilenceMs={SILENCE_MS}")
 SLOW_S = 20.0
 
@@ -150,7 +150,7 @@ deadline_ms = 500
 [plc]
 mode = "{mode}"
 window_ms = {WINDOW_MS}
-ack_ms = 800
+ack_ms = 500
 silence_ms = {SILENCE_MS}
 heartbeat_ms = 20
 reconnect_max_ms = 100
