@@ -64,7 +64,7 @@ def builds(folder: Path, *arguments: str) -> dict[str, Any]:
     return {result["model"]: result for result in json.loads(file.read_text())["models"]}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_compact_encoder_builds_for_every_generation(tmp_path: Path) -> None:
     """FoundAD on the shipped encoder at full depth: one engine, all operators, every attention fused, for every GPU."""
     arguments = (
@@ -91,7 +91,7 @@ def test_the_compact_encoder_builds_for_every_generation(tmp_path: Path) -> None
     assert found["onnx_layers"] > 1000  # TensorRT's own parser takes the ONNX file too
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_every_method_and_width_is_one_engine(tmp_path: Path) -> None:
     """Encoders are cut to three blocks here; `benchmarks/tensorrt_builds.py` builds them at full depth."""
     models = ("foundad-s16", "foundad-b16", "vitad-s16", "visualad-clip", "bank-s14")
@@ -104,7 +104,7 @@ def test_every_method_and_width_is_one_engine(tmp_path: Path) -> None:
         assert (built["engines"], built["fused_attention"]) == (1, result["blocks"]), name
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_edge_bundle_build_for_other_machines(bundles: Callable[..., Bundle], rtx: str) -> None:
     bundle = bundles(**FIXED, head={"name": "foundad", "embed": 32, "depth": 1, "heads": 2, "last": 1})
     words = ["build", str(bundle.path), "--engine", "tensorrt", "--target", "SM86", "--batch", "1:4"]
@@ -122,7 +122,7 @@ def test_edge_bundle_build_for_other_machines(bundles: Callable[..., Bundle], rt
     assert "was built before" in CliRunner().invoke(app, words, env=environment).stdout
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_camera_of_another_format_gets_its_own_engine(bundles: Callable[..., Bundle]) -> None:
     from pipelines.engines import FrameSpec
     from pipelines.images import PixelFormat
@@ -142,7 +142,7 @@ def test_a_camera_of_another_format_gets_its_own_engine(bundles: Callable[..., B
     assert {"load TensorRT", "convert the graph", "build the engine"} <= {what for what, _ in steps}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_what_the_library_would_swallow_or_leave_to_torch_is_refused() -> None:
     refused = json.loads(run(Path(__file__).with_name("tensorrt_refusals.py")))
     assert "TensorRT has no converter for" in refused["operator"]
