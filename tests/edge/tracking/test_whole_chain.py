@@ -64,7 +64,7 @@ class Physical:
 seen = st.builds(Seen, good=st.sampled_from([True, True, True, False]), fault=FAULTS, score=SCORES)
 physical = st.builds(
     Physical,
-    gap_ms=st.one_of(st.integers(80, 160), st.integers(15, 160), st.just(900)),
+    gap_ms=st.one_of(st.integers(80, 160), st.integers(40, 160), st.just(900)),
     bounces=st.sampled_from([False] * 12 + [True]),
     seen=st.fixed_dictionaries(dict.fromkeys(CAMERAS, seen)),
 )
@@ -227,7 +227,8 @@ def play(
         counted += [(at, part), *([(at + chain.dice.randint(10, 40) * MS, part)] if part.bounces else [])]
         for camera, view in part.seen.items():
             ns = at + chain.dice.randint(-3, 3) * MS
-            times = {"not_taken": [], "doubled": [ns, ns + chain.dice.randint(1, 40) * MS]}.get(view.fault, [ns])
+            # A second frame shows the same part only while that is still at the camera, within the tolerance.
+            times = {"not_taken": [], "doubled": [ns, ns + chain.dice.randint(1, 9) * MS]}.get(view.fault, [ns])
             for time in times:
                 chain.scores[camera, time] = view
                 chain.at(time + chain.dice.randint(5, 30) * MS, chain.frame(camera, time, whole=view.fault != "lost"))
