@@ -23,6 +23,14 @@ class Arithmetic(str, Enum):
     BF16 = "bf16"
 
 
+class Pick(str, Enum):
+    """Which weights are written."""
+
+    PROBE = "probe"
+    R2 = "r2"
+    LAST = "last"
+
+
 class OptimizerName(str, Enum):
     """Optimisers."""
 
@@ -68,6 +76,9 @@ def distill(
             help="Picks the checkpoint: a labelled set, or good images (defects are pasted). May be repeated.",
         ),
     ] = None,
+    pick: Annotated[
+        Pick, typer.Option(help="Which weights are written: of the best probe, of the best held-out R2, or the last.")
+    ] = Pick.PROBE,
     probe_size: Annotated[int, typer.Option(help="Input of the probe [px].")] = 320,
     probe_block: Annotated[int | None, typer.Option(min=1, help="Student block of the probe. [last but one]")] = None,
     probe_every: Annotated[int, typer.Option(min=1, help="Steps from probe to probe.")] = 250,
@@ -125,6 +136,7 @@ def distill(
         tap_weights=tuple(tap_weight or ()),
         blocks=tuple(block or ()),
         probes=tuple(probe or ()),
+        pick=pick.value,
         probe_size=probe_size,
         probe_block=probe_block,
         probe_every=probe_every,

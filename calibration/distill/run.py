@@ -132,12 +132,13 @@ class _Watch:
         aurocs = [bank_auroc(features, probe, settings.seed) for probe in self._probes]
         row |= {f"auroc {probe.name}": round(value, 4) for probe, value in zip(self._probes, aurocs, strict=True)}
         # Without a probe set the held-out R2 picks the checkpoint.
-        judged = aurocs or [value for name, value in row.items() if name.startswith("r2 ") and value is not None]
+        r2s = [value for name, value in row.items() if name.startswith("r2 ") and value is not None]
+        judged = r2s if settings.pick == "r2" or not aurocs else aurocs
         score = sum(judged) / len(judged) if judged else None
         row["score"] = None if score is None else round(score, 4)
         rows = [*trainer.records.get("rows", []), row]
         best = trainer.records.get("best_score")
-        if score is None or best is None or score > best:
+        if settings.pick == "last" or score is None or best is None or score > best:
             trainer.keep_best()
             trainer.records |= {"best_score": score, "best_step": trainer.step}
         trainer.records["rows"] = rows

@@ -41,6 +41,9 @@ class DistillSettings:
     patch: int = 16
 
     probes: tuple[Path, ...] = ()
+    pick: Literal["probe", "r2", "last"] = "probe"
+    """Which average weights are written: those of the best probe, of the best held-out R2, or the last."""
+
     probe_size: int = 320
     probe_block: int | None = None
     """None: the last but one, as `calibrate fit` takes."""
@@ -91,6 +94,8 @@ class DistillSettings:
             raise FitError("--images: give at least one folder")
         if self.out.suffix != ".safetensors":
             raise FitError(f"--out {self.out}: the encoder is a .safetensors file; end the name so")
+        if self.pick == "r2" and not self.held_out:
+            raise FitError("--pick r2: needs images held out; give --held-out more than 0")
         if any(weight < 0 for weight in self.tap_weights):
             raise FitError(f"--tap-weight {min(self.tap_weights)}: weights are not negative")
         if not 0.0 <= self.ema < 1.0:

@@ -64,7 +64,7 @@ def test_the_student_learns_and_is_written(settings: Settings) -> None:
 
 
 def test_the_file_has_the_form_of_the_shipped_one(settings: Settings) -> None:
-    run = settings(steps=1, width=192, depth=12, heads=3)
+    run = settings(steps=1, width=192, depth=12, heads=3, held_out=1, sizes=(64,))
     distill(run, silent, silent)
     shipped = Path(sys.modules["pipelines"].__path__[0]) / "data" / "compact.safetensors"
     ours, theirs = load_file(run.out), load_file(shipped)
@@ -139,7 +139,7 @@ def test_goes_on_from_an_encoder(settings: Settings, tmp_path: Path) -> None:
 def test_an_encoder_teaches(settings: Settings, tmp_path: Path) -> None:
     teacher = from_checkpoint(_compact_file(tmp_path))
     save(teacher, tmp_path / "teacher.safetensors")
-    run = settings(teacher=tmp_path / "teacher.safetensors", steps=2, taps=("6", "12"), precision="bf16")
+    run = settings(teacher=tmp_path / "teacher.safetensors", steps=2, taps=("6", "12"), precision="bf16", sizes=(64,))
     assert distill(run, silent, silent).finished
     assert "r2 block 6" in rows_of(run)[0]
 
@@ -163,9 +163,15 @@ def test_a_labelled_set_picks_the_checkpoint(settings: Settings, make_parts: Cal
     assert 0.0 <= min(scores) <= max(scores) <= 1.0
 
 
+def test_the_last_is_written_where_that_is_asked(settings: Settings, make_parts: Callable[..., Path]) -> None:
+    run = settings(pick="last", probes=(make_parts(12, name="plain"),))
+    assert distill(run, silent, silent).card["chosen"]["step"] == run.steps
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
+        ({"pick": "r2", "held_out": 0}, "needs images held out"),
         ({"sizes": (100,)}, "multiples of 32"),
         ({"patch": 12}, "--patch 12: 8, 16 or 32"),
         ({"out": Path("student.pt")}, "end the name so"),
@@ -217,7 +223,7 @@ def test_command_line(settings: Settings) -> None:
 
 
 def test_stopped_by_a_signal_it_saves_and_goes_on_alike(settings: Settings, tmp_path: Path) -> None:
-    run = settings(steps=60, probe_every=1000)
+    run = settings(steps=12, probe_every=1000)
     found = CliRunner().invoke(app, ["distill", *options(run)])
     assert found.exit_code == 0, found.output
     other = replace(run, out=tmp_path / "stopped.safetensors")
