@@ -205,7 +205,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit-minutes", type=float)
     parser.add_argument("--page", type=Path, help="writes this page of the results instead of running cells")
-    parser.add_argument("--encoder-id", help="--page: results of this encoder instead of the one shipped now")
+    parser.add_argument(
+        "--encoder-id", help="--page: results of this encoder (16 digits) instead of the one shipped now"
+    )
     arguments = parser.parse_args()
     cells = matrix()
     chosen = [cell for cell in cells if fnmatch(cell.name, arguments.cells)]

@@ -94,8 +94,8 @@ def _head(cells: Sequence[Cell], done: Sequence[Done]) -> str:
 Written by `python benchmarks/results.py --out DIR --page docs/results.md` from the cells that were run; every number
 has its command below. {len(done)} of {len(cells)} cells were run, {when}.
 
-* Encoder: {made["encoder"]}, the one that is shipped, content `{made.get("encoder_id", "")[:16]}`. A later encoder is
-  measured by the same command.
+* Encoder: {made["encoder"]}, content `{made.get("encoder_id", "")[:16]}`, the one that was shipped when this was run. A
+  later one is measured by the same command, and its results are kept apart from these.
 * Sets, with the fingerprint of their images and labels: {"; ".join(sets[name] for name in sorted(sets))}.
 * Machine: {first.result["provenance"]["machine"]}, {os.cpu_count()} cores, one thread used, other work beside; {told}.
   Times mean nothing here and are not shown.
