@@ -36,7 +36,7 @@ from edge.supervisor import ExitCode
 
 HEIGHT_PX, WIDTH_PX, NOISE, DEFECT_RATE = 512, 512, 2.0, 0.15
 METHOD, ENCODER_PX = "memory_bank", 320
-FALSE_REJECT_RATE = 0.05  # what sixty good parts can promise
+FALSE_REJECT_RATE = 0.05  # what a quarter of the good parts, held out, can promise
 DEADLINE_MS = 1000
 # Good parts come from indices that the line never shows, spread over one turn of the slow drift of lamp and belt (1100
 # parts): as somebody would who collects them over a shift.
@@ -54,7 +54,7 @@ class Demo:
     rate_hz: float = 10.0
     seed: int = 0
     part_type: str = "tile"
-    good: int = 60
+    good: int = 120
     out: Path = Path("demo")
     json_file: Path | None = None
 
