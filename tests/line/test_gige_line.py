@@ -71,10 +71,13 @@ def test_every_part_of_a_camera_that_comes_fails_and_returns_gets_its_verdict(ma
             def lost() -> int:
                 return sum(entry.verdict.reason == LOST for entry in entries(line))
 
+            def incomplete() -> int:
+                return sum(entry.verdict.reason == INCOMPLETE for entry in entries(line))
+
             wait_until((line.settings.paths.runtime / "capture-top.pub").exists, process)
             assert entries(line) == []
             camera.switch_on()
-            wait_until(lambda: judged() >= 30, process)
+            wait_until(lambda: judged() >= 30 and incomplete() >= 1, process)
             camera.switch_off()
             wait_until(lambda: lost() >= 20, process)
             camera.switch_on()

@@ -2,6 +2,10 @@
 // Arguments: port, folder of its keys and lists, certificate to trust ("-" for none).
 // A line on stdin is a command: "get FIELD", "set FIELD VALUE", "refuse FIELD" (writes to it fail), "accept FIELD". Answers are lines.
 "use strict";
+// Standard output is for answers alone: the library writes its warnings there too.
+console.log = console.info = console.warn = console.debug = console.error;
+const say = (text) => process.stdout.write(`${text}\n`);
+
 const path = require("path");
 const fs = require("fs");
 const readline = require("readline");
@@ -57,13 +61,13 @@ async function main() {
         });
     }
     await server.start();
-    console.log(`ready ${namespace.index} ${server.certificateFile}`);
+    say(`ready ${namespace.index} ${server.certificateFile}`);
     readline.createInterface({ input: process.stdin }).on("line", (line) => {
         const [command, name, value] = line.split(" ");
         if (command === "set") values[name] = JSON.parse(value);
         if (command === "refuse") refused.add(name);
         if (command === "accept") refused.delete(name);
-        console.log(JSON.stringify(values[name]));
+        say(JSON.stringify(values[name]));
     });
 }
 main().catch((error) => { console.error(error); process.exit(1); });
