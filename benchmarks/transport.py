@@ -166,8 +166,8 @@ def capture(job: Job) -> dict[str, Any]:
             )
             message = encode(ref)
             ring.journal_append(message)
-            alert.send(message)
             infer.send(message)
+            alert.send(message)
         seconds = (now_ns() - first) / 1e9
         say("sent")
         wait_for_start()  # the ring stays until everybody has finished

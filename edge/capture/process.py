@@ -1,7 +1,7 @@
 """The capture process: frames of one camera into shared memory, and word of every part to those who judge it.
 
-For each part, in this order: the frame is complete in its slot, the announcement is in the ring's journal, alert is
-told, inference is told. Nobody is ever waited for. A part without a usable frame is announced like any other, with
+For each part, in this order: the frame is complete in its slot, the announcement is in the ring's journal, inference
+is told, alert is told. Nobody is ever waited for. A part without a usable frame is announced like any other, with
 the reason as its status, so that it gets its verdict (UNJUDGED).
 
 A camera that is not there at the start is waited for; the process is ready and tells so, and its ring is made when the
@@ -188,13 +188,14 @@ class CaptureProcess(Process):
         )
         message = encode(frame)
         self._ring.journal_append(message)
-        if not self._alert.send(message):
-            self.counters["queue_full_alert"] += 1  # it will find the part in the journal
+        # Inference first: it is on the way of the verdict, alert only has to know before the deadline.
         if grab.slot is not None and grab.status is FrameStatus.OK:
             height, width, channels = frame.shape
             pixels = grab.slot.buffer[: height * width * channels] if self.endpoints.infer_in.remote else None
             if not self._infer.send(message, pixels):
                 self.counters["queue_full_infer"] += 1
+        if not self._alert.send(message):
+            self.counters["queue_full_alert"] += 1  # it will find the part in the journal
         self.counters["frames"] += 1
         if grab.status is not FrameStatus.OK:
             self._failed(frame)
