@@ -78,8 +78,9 @@ class ModbusServer:
         self.process.wait()
 
     def events(self) -> list[dict[str, Any]]:
-        """Everything that the server has logged."""
-        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        """Everything that the server has logged; a line that it is writing now is left out."""
+        whole = self.log.read_text(encoding="utf-8").rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
 
     def until(self, wanted: Callable[[list[dict[str, Any]]], bool], seconds: float = 10.0) -> list[dict[str, Any]]:
         """What it has logged once that is so."""
