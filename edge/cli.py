@@ -184,7 +184,7 @@ def demo(
     rate: Annotated[float, typer.Option(min=0.1, max=100, help="Parts per second.")] = 10.0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed shows the same parts.")] = 0,
     part_type: Annotated[str, typer.Option(help="tile, washer, cap or mixed.")] = "tile",
-    good: Annotated[int, typer.Option(min=2, max=500, help="Good parts to calibrate on.")] = 60,
+    good: Annotated[int, typer.Option(min=2, max=500, help="Good parts to calibrate on.")] = 120,
     out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("demo"),
     json_file: Annotated[
         Optional[Path],  # noqa: UP045
